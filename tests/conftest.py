@@ -1,7 +1,7 @@
-"""Fixtures for every test: free ports, the DICOM files that pydicom ships, what to do when a peer is missing.
+"""Fixtures for every test: free ports, the DICOM files that pydicom ships, what to do without a peer.
 
-Tests that need a program from outside (DCMTK, Orthanc, dicom3tools, curl ...) ask `require_peer` for it. Where
-the program is missing they are skipped and say so; with HARMONY_REQUIRE_PEERS=1, as in CI, they fail instead.
+Tests that need an outside program (DCMTK, Orthanc, dicom3tools, curl ...) ask `require_peer` for it. Where
+it is missing they are skipped and say so; with HARMONY_REQUIRE_PEERS=1, as in CI, they fail instead.
 Nothing here downloads anything.
 """
 

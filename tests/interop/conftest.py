@@ -1,0 +1,278 @@
+"""Real peers for the interoperability tests: DCMTK's storescp, a pynetdicom storage SCP, Orthanc, any tool.
+
+Every peer listens on 127.0.0.1 on a port of its own, is ready when its fixture hands it out (a connect
+succeeded), and is killed when the test ends. No wait is longer than its deadline and none is a sleep. Missing
+programs are `require_peer`'s business: skipped, or failed where HARMONY_REQUIRE_PEERS=1.
+
+The tools block. In a test that serves Harmony from its own event loop call them from a thread:
+`await asyncio.to_thread(run_tool, "storescu", "127.0.0.1", port, path)`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+READY_TIMEOUT_S = 30.0  # Orthanc opens its database and loads its plugins before it listens
+STOP_TIMEOUT_S = 10.0
+TOOL_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A program that listens for associations, and the folder where it puts what it receives."""
+
+    ae_title: str
+    port: int
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+    log: Path  # what the program printed
+    http_port: int = 0  # Orthanc only
+    host: str = "127.0.0.1"
+
+    def received(self) -> list[Path]:
+        """The files that storescp has stored, sorted by name."""
+        return sorted(path for path in self.folder.iterdir() if path.is_file())
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedObject:
+    """What a pynetdicom SCP got in one C-STORE."""
+
+    calling_ae_title: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    data_set: bytes  # as it came, not decoded
+
+
+@dataclass(frozen=True, slots=True)
+class PynetdicomSCP:
+    """A storage SCP on pynetdicom, in a thread of the test process."""
+
+    ae_title: str
+    port: int
+    objects: list[ReceivedObject] = field(default_factory=list)
+    host: str = "127.0.0.1"
+
+
+@pytest.fixture
+def run_tool(require_peer: Callable[[str], str]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """run_tool("storescu", *arguments, env={"TCP_NODELAY": "1"}, timeout_s=60, status=0, cwd=None).
+
+    Runs a program to its end and returns it with stdout and stderr (one text, in stdout). Fails the test when
+    the exit status is not `status` (None accepts any) or when it takes longer than `timeout_s`.
+    """
+
+    def run(
+        name: str,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = TOOL_TIMEOUT_S,
+        status: int | None = 0,
+        cwd: Path | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        command = [require_peer(name), *map(str, arguments)]
+        try:
+            finished = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                timeout=timeout_s,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+            )
+        except subprocess.TimeoutExpired as expired:
+            printed = (expired.stdout or b"").decode(errors="replace")
+            pytest.fail(f"{' '.join(command)} did not end in {timeout_s} s; it printed:\n{printed}")
+        if status is not None and finished.returncode != status:
+            pytest.fail(f"{' '.join(command)} ended with {finished.returncode}:\n{finished.stdout}")
+        return finished
+
+    return run
+
+
+@pytest.fixture
+def start_storescp(
+    require_peer: Callable[[str], str], free_ports: Callable[[int], list[int]], tmp_path: Path
+) -> Iterator[Callable[..., Peer]]:
+    """start_storescp("-pdu", 131072, ..., env={...}) -> Peer: DCMTK's storescp in bit-preserving mode.
+
+    It accepts every transfer syntax it knows and every SOP class, also unknown ones; options add to that.
+    """
+    with ExitStack() as running:
+
+        def start(*options: object, env: Mapping[str, str] | None = None, ae_title: str = "STORESCP") -> Peer:
+            (port,) = free_ports(1)
+            folder = tmp_path / f"storescp-{port}"
+            folder.mkdir()
+            command = [require_peer("storescp"), "+B", "+xa", "-pm", "-dhl", "-aet", ae_title, "-od", folder]
+            command += [*options, port]
+            log = tmp_path / f"storescp-{port}.log"
+            process = running.enter_context(_running(command, log=log, ports=[port], env=env))
+            return Peer(ae_title, port, folder, process, log)
+
+        yield start
+
+
+@pytest.fixture
+def start_orthanc(
+    require_peer: Callable[[str], str], free_ports: Callable[[int], list[int]], tmp_path: Path
+) -> Iterator[Callable[..., Peer]]:
+    """start_orthanc(modalities={"harmony": ("HARMONY_SCP", port)}, options={...}) -> Peer with its http_port.
+
+    An empty Orthanc with the DICOMweb plugin at /dicom-web/, no authentication, called AE title not checked.
+    `options` are added to, or replace, keys of its configuration.
+    """
+    with ExitStack() as running:
+
+        def start(
+            *,
+            modalities: Mapping[str, tuple[str, int]] | None = None,
+            options: Mapping[str, Any] | None = None,
+            ae_title: str = "ORTHANC",
+        ) -> Peer:
+            port, http_port = free_ports(2)
+            folder = tmp_path / f"orthanc-{port}"
+            folder.mkdir()
+            plugins = [
+                str(path)
+                for place in ("/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins")
+                for path in Path(place).glob("libOrthancDicomWeb.*")
+            ]
+            configuration = {
+                "Name": "Interop",
+                "StorageDirectory": str(folder),
+                "IndexDirectory": str(folder),
+                "Plugins": plugins,
+                "DicomAet": ae_title,
+                "DicomPort": port,
+                "DicomCheckCalledAet": False,
+                "DicomAlwaysAllowEcho": True,
+                "DicomAlwaysAllowStore": True,
+                "DicomAlwaysAllowFind": True,
+                "DicomAlwaysAllowGet": True,
+                "DicomAlwaysAllowMove": True,
+                "UnknownSopClassAccepted": True,
+                "DicomModalities": {
+                    name: [title, "127.0.0.1", modality_port]
+                    for name, (title, modality_port) in (modalities or {}).items()
+                },
+                "HttpPort": http_port,
+                "RemoteAccessAllowed": False,
+                "AuthenticationEnabled": False,
+                "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+                **(options or {}),
+            }
+            configuration_file = tmp_path / f"orthanc-{port}.json"
+            configuration_file.write_text(json.dumps(configuration))
+            command = [require_peer("Orthanc"), configuration_file]
+            log = tmp_path / f"orthanc-{port}.log"
+            process = running.enter_context(_running(command, log=log, ports=[port, http_port]))
+            return Peer(ae_title, port, folder, process, log, http_port=http_port)
+
+        yield start
+
+
+@pytest.fixture
+def pynetdicom_scp(
+    require_peer: Callable[[str], str], free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PynetdicomSCP]:
+    """A storage SCP for any storage SOP class in any transfer syntax; it keeps the data sets as they came."""
+    require_peer("pynetdicom")
+    import pynetdicom
+    from pynetdicom import evt
+    from pynetdicom.sop_class import Verification
+
+    # A switch of the whole library; other tests get it back as it was.
+    monkeypatch.setattr(pynetdicom._config, "UNRESTRICTED_STORAGE_SERVICE", True)
+    scp = PynetdicomSCP("PYNETDICOM", free_port)
+
+    def handle_store(event: evt.Event) -> int:
+        request = event.request
+        scp.objects.append(
+            ReceivedObject(
+                calling_ae_title=event.assoc.requestor.ae_title,
+                sop_class_uid=str(request.AffectedSOPClassUID),
+                sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                data_set=request.DataSet.getvalue(),
+            )
+        )
+        return 0x0000
+
+    entity = pynetdicom.AE(scp.ae_title)
+    entity.add_supported_context(Verification)
+    server = entity.start_server(
+        (scp.host, scp.port), block=False, evt_handlers=[(evt.EVT_C_STORE, handle_store)]
+    )
+    try:
+        yield scp
+    finally:
+        server.shutdown()
+
+
+@contextmanager
+def _running(
+    command: list[object], *, log: Path, ports: list[int], env: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server from the moment that all its ports accept connections until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,  # storescp --fork and its children are stopped together
+        )
+    try:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        for port in ports:
+            _wait_until_listening(process, port, deadline=deadline, log=log)
+        yield process
+    finally:
+        _stop(process)
+
+
+def _wait_until_listening(
+    process: "subprocess.Popen[bytes]", port: int, *, deadline: float, log: Path
+) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                pytest.fail(f"nothing listens on port {port} after {READY_TIMEOUT_S} s:\n{_tail(log)}")
+        try:
+            # Between two attempts wait for the one other thing that can happen: that it ends instead.
+            status = process.wait(timeout=0.02)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"{process.args!r} ended with {status} before it listened:\n{_tail(log)}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    # Killed, not asked: its state is thrown away anyway and Orthanc takes seconds to say goodbye.
+    # The group is there even when its leader has ended and forked children have not.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=STOP_TIMEOUT_S)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-4000:]
