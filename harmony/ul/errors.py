@@ -1,7 +1,8 @@
 """What can go wrong in the upper layer, sorted by whose fault it is.
 
-Local errors are ours (the caller asked for what the state does not permit), remote ones the peer's. An error carries
-what its catcher needs: the A-ABORT to send, the reject codes received, the phase that ran out of time.
+Local errors are ours (the caller asked for what the state does not permit), remote ones the peer's. An error
+carries what its catcher needs: the A-ABORT to send, the reject codes received, the phase that ran out of
+time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ class ULError(Exception):
 
 
 class LocalProtocolError(ULError):
-    """A request primitive was issued in a state whose cell in PS3.8 Table 9-10 is empty, or with impossible values."""
+    """A request primitive was issued in a state whose cell in PS3.8 Table 9-10 is empty, or with impossible
+    values."""
 
 
 class RemoteProtocolError(ULError):
@@ -33,7 +35,8 @@ class AssociationError(ULError):
 
 
 class AssociationRejected(AssociationError):
-    """The peer answered A-ASSOCIATE-RJ. The codes are kept as integers, reserved ones too (PS3.8 Table 9-21)."""
+    """The peer answered A-ASSOCIATE-RJ. The codes are kept as integers, reserved ones too (PS3.8 Table
+    9-21)."""
 
     def __init__(self, result: int, source: int, reason: int) -> None:
         from harmony.ul.pdu import describe_rejection
@@ -72,7 +75,8 @@ class ConnectFailed(AssociationError):
 
 
 class DeadlineExceeded(AssociationError):
-    """A phase ran out of time; `phase` names it (connect, associate, read, write, response, idle, release)."""
+    """A phase ran out of time; `phase` names it (connect, associate, read, write, response, idle,
+    release)."""
 
     def __init__(self, phase: str, timeout_s: float) -> None:
         super().__init__(f"{phase} took longer than {timeout_s:g} s")

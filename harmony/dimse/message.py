@@ -1,0 +1,346 @@
+"""Messages to P-DATA-TF PDUs and back (PS3.7 §6.3, PS3.8 §9.3.5 and Annex E).
+
+Sending: `encode_message` makes the PDUs of a message that is at hand, command and data set in one PDU when
+they fit; `MessageWriter` sends one whose data set comes from a source, in bursts of PDUs laid out in one
+reusable buffer.
+
+Receiving: `MessageAssembly` is the order in which fragments may come. It collects the command set and says
+where data set fragments belong; it never holds a data set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from struct import Struct
+
+from harmony.dimse.source import DataSource, StreamSource
+from harmony.ul.association import Association
+from harmony.ul.errors import RemoteProtocolError
+
+__all__ = ["MessageAssembly", "MessageWriter", "encode_message"]
+
+COMMAND, DATA, LAST = 1, 0, 2
+"""Message control header, PS3.8 Table E.2-1: bit 0 command, bit 1 last fragment."""
+
+PDV_OVERHEAD = 6  # item length, presentation context ID, message control header
+BURST_BYTES = 256 * 1024
+"""PDUs prepared for one write. Enough to make the system call cheap, small enough to stay in the CPU's
+cache."""
+
+COMMAND_SET_LIMIT = 64 * 1024
+"""Longest command set that is collected. Real ones have a few hundred bytes; AT lists are the only unbounded
+part."""
+
+_PDU_AND_PDV = Struct(">BxIIBB")
+_PDV = Struct(">IBB")
+_PDU = Struct(">BxI")
+_HEADERS = _PDU_AND_PDV.size
+
+
+def fragment_limit(maximum_length: int) -> int:
+    """Bytes of the longest fragment in a P-DATA-TF of at most maximum_length: even, as PS3.8 Annex E.2 wants
+    it."""
+    return max(2, (maximum_length - PDV_OVERHEAD) & ~1)
+
+
+def encode_message(
+    presentation_context_id: int,
+    command: bytes,
+    data: bytes | None = None,
+    *,
+    maximum_length: int,
+    pack: bool = True,
+) -> bytes:
+    """The P-DATA-TF PDUs of a whole message, joined.
+
+    command, data: encoded command set and data set; data None when there is none, b"" makes one empty last
+    fragment. maximum_length: of the PDU's variable field, as the peer announced it. pack: command and data
+    PDVs may share a PDU. A data set of odd length, which no sender should have (PS3.5 §7.1.1), is padded with
+    one NUL.
+    """
+    if data is not None and len(data) & 1:
+        data += b"\0"
+    limit = fragment_limit(maximum_length)
+    if len(command) <= limit:
+        if data is None:
+            return (
+                _PDU_AND_PDV.pack(
+                    4, len(command) + 6, len(command) + 2, presentation_context_id, COMMAND | LAST
+                )
+                + command
+            )
+        length = 2 * PDV_OVERHEAD + len(command) + len(data)
+        if pack and length <= maximum_length:
+            return b"".join(
+                (
+                    _PDU_AND_PDV.pack(4, length, len(command) + 2, presentation_context_id, COMMAND | LAST),
+                    command,
+                    _PDV.pack(len(data) + 2, presentation_context_id, DATA | LAST),
+                    data,
+                )
+            )
+    pieces: list[bytes] = []
+    _split(pieces, presentation_context_id, COMMAND, command, limit)
+    if data is not None:
+        _split(pieces, presentation_context_id, DATA, data, limit)
+    return b"".join(pieces)
+
+
+def _split(pieces: list[bytes], presentation_context_id: int, kind: int, value: bytes, limit: int) -> None:
+    for start in range(0, len(value) or 1, limit):
+        fragment = value[start : start + limit]
+        control = kind | (LAST if start + limit >= len(value) else 0)
+        size = len(fragment)
+        pieces.append(_PDU_AND_PDV.pack(4, size + 6, size + 2, presentation_context_id, control))
+        pieces.append(fragment)
+
+
+class MessageWriter:
+    """Sends messages on one association, each as a whole: callers take turns at an asyncio.Lock.
+
+    Data sets pass through one buffer that is laid out once as `header, fragment, header, fragment, ...`; a
+    source fills the fragments in place, and one write sends the burst.
+    """
+
+    def __init__(self, association: Association, *, pack: bool = True) -> None:
+        self._association = association
+        self._maximum_length = association.agreed.peer_maximum_length
+        self._pack = pack
+        self._lock = asyncio.Lock()
+        self._fragment_size = min(fragment_limit(self._maximum_length), fragment_limit(BURST_BYTES - 6))
+        self._burst: _Burst | None = None
+
+    @property
+    def busy(self) -> bool:
+        """True while a message is being sent."""
+        return self._lock.locked()
+
+    def write_now(self, presentation_context_id: int, command: bytes, data: bytes | None = None) -> None:
+        """Write a message that is at hand, without waiting. Only while not `busy`."""
+        assert not self._lock.locked()
+        self._association.write_p_data(
+            encode_message(
+                presentation_context_id,
+                command,
+                data,
+                maximum_length=self._maximum_length,
+                pack=self._pack,
+            )
+        )
+
+    async def send(
+        self,
+        presentation_context_id: int,
+        command: bytes,
+        data: bytes | DataSource | StreamSource | None = None,
+    ) -> None:
+        """Send one message and wait until it has left; raises what ended the association.
+
+        A failing source leaves the peer with half a message, so the association is aborted and the error
+        raised. Cancelling it in mid-message aborts the association too.
+        """
+        association = self._association
+        async with self._lock:
+            if data is None or isinstance(data, bytes):
+                encoded = encode_message(
+                    presentation_context_id,
+                    command,
+                    data,
+                    maximum_length=self._maximum_length,
+                    pack=self._pack,
+                )
+                if not association.write_p_data(encoded):
+                    await association.flushed()
+                return
+            try:
+                if isinstance(data, StreamSource):
+                    await self._send_stream(presentation_context_id, command, data)
+                elif data.size_bytes <= BURST_BYTES - PDV_OVERHEAD - len(command):
+                    # One copy into one PDU (or a few) is cheaper than two writes.
+                    whole = bytearray(data.size_bytes)
+                    if whole:
+                        data.read_into([memoryview(whole)])
+                    self_contained = encode_message(
+                        presentation_context_id,
+                        command,
+                        bytes(whole),
+                        maximum_length=self._maximum_length,
+                        pack=self._pack,
+                    )
+                    if not association.write_p_data(self_contained):
+                        await association.flushed()
+                else:
+                    await self._send_source(presentation_context_id, command, data)
+            except BaseException:
+                if association.is_open:
+                    association.abort()
+                raise
+
+    async def _send_source(self, presentation_context_id: int, command: bytes, source: DataSource) -> None:
+        association = self._association
+        association.write_p_data(
+            encode_message(presentation_context_id, command, maximum_length=self._maximum_length)
+        )
+        burst = self._take_burst(presentation_context_id)
+        left = source.size_bytes
+        await association.flushed()
+        while left > burst.capacity:
+            source.read_into(burst.fragments)
+            left -= burst.capacity
+            if not association.write_p_data(burst.buffer):
+                await association.flushed()
+            else:
+                await asyncio.sleep(0)  # a peer that takes everything at once must not starve the others
+        odd = left & 1
+        pdus, ending = burst.prepare_last(left + odd)
+        if odd:
+            pdus[-1] = 0
+            ending[-1] = ending[-1][:-1]
+        source.read_into(ending)
+        sent = association.write_p_data(pdus)
+        if not sent:
+            await association.flushed()
+        burst.restore()
+
+    async def _send_stream(self, presentation_context_id: int, command: bytes, source: StreamSource) -> None:
+        """As _send_source, for a length that shows only at the end: one burst is kept back until more has
+        come."""
+        association = self._association
+        association.write_p_data(
+            encode_message(presentation_context_id, command, maximum_length=self._maximum_length)
+        )
+        burst = self._take_burst(presentation_context_id)
+        await association.flushed()
+        filled = 0
+        async for chunk in source.chunks:
+            view = memoryview(chunk)
+            while view:
+                if filled == burst.capacity:
+                    if not association.write_p_data(burst.buffer):
+                        await association.flushed()
+                    filled = 0
+                index, start = divmod(filled, self._fragment_size)
+                place = burst.fragments[index][start : start + len(view)]
+                place[:] = view[: len(place)]
+                filled += len(place)
+                view = view[len(place) :]
+        odd = filled & 1
+        pdus, _ = burst.prepare_last(filled + odd)
+        if odd:
+            pdus[-1] = 0
+        if not association.write_p_data(pdus):
+            await association.flushed()
+        burst.restore()
+
+    def _take_burst(self, presentation_context_id: int) -> _Burst:
+        if self._burst is None:
+            self._burst = _Burst(self._fragment_size)
+        self._burst.address(presentation_context_id)
+        return self._burst
+
+
+class _Burst:
+    """A buffer of full P-DATA-TF PDUs, one data fragment each, whose headers are written once."""
+
+    def __init__(self, fragment_size: int) -> None:
+        pdu_size = _HEADERS + fragment_size
+        self.count = max(1, BURST_BYTES // pdu_size)
+        self.fragment_size = fragment_size
+        self.capacity = self.count * fragment_size
+        self.buffer = memoryview(bytearray(self.count * pdu_size))
+        starts = [index * pdu_size for index in range(self.count)]
+        self._starts = starts
+        self.fragments = [self.buffer[start + _HEADERS : start + pdu_size] for start in starts]
+        self._presentation_context_id = -1
+        self._changed: int | None = None
+
+    def address(self, presentation_context_id: int) -> None:
+        """Make the headers those of full fragments, not the last, on this context."""
+        if presentation_context_id == self._presentation_context_id and self._changed is None:
+            return
+        self._presentation_context_id = presentation_context_id
+        for start in self._starts:
+            self._header(start, self.fragment_size, DATA)
+        self._changed = None
+
+    def prepare_last(self, size: int) -> tuple[memoryview, list[memoryview]]:
+        """The PDUs and the fragment places for the final `size` bytes (even, at most the capacity, 0
+        allowed)."""
+        full, rest = divmod(size, self.fragment_size)
+        if rest == 0 and full:
+            full, rest = full - 1, self.fragment_size
+        start = self._starts[full]
+        self._header(start, rest, DATA | LAST)
+        self._changed = start
+        end = start + _HEADERS + rest
+        return self.buffer[:end], [*self.fragments[:full], self.buffer[start + _HEADERS : end]]
+
+    def restore(self) -> None:
+        """Undo `prepare_last`, once its bytes have left."""
+        if self._changed is not None:
+            self._header(self._changed, self.fragment_size, DATA)
+            self._changed = None
+
+    def _header(self, start: int, size: int, control: int) -> None:
+        _PDU_AND_PDV.pack_into(
+            self.buffer, start, 4, size + 6, size + 2, self._presentation_context_id, control
+        )
+
+
+class MessageAssembly:
+    """The order of fragments in one direction (PS3.8 §E.2): a command set, then its data set, on one context.
+
+    Anything else is RemoteProtocolError 2/5, unexpected PDU parameter, which aborts the association.
+    """
+
+    def __init__(self) -> None:
+        self.presentation_context_id = 0
+        self.expects_data = False
+        """True from a command that announced a data set to that data set's last fragment."""
+        self._command = bytearray()
+
+    @property
+    def idle(self) -> bool:
+        """True between messages."""
+        return not self.expects_data and not self.presentation_context_id
+
+    def command(
+        self, presentation_context_id: int, fragment: memoryview, *, last: bool, complete: bool
+    ) -> bytes | None:
+        """A piece of a command fragment; the whole command set with its last one, else None."""
+        if self.expects_data:
+            raise RemoteProtocolError("command fragment while a data set is expected", reason=5)
+        if self.presentation_context_id != presentation_context_id:
+            if self.presentation_context_id:
+                raise RemoteProtocolError(
+                    f"presentation context {presentation_context_id} inside a message on "
+                    f"{self.presentation_context_id}",
+                    reason=5,
+                )
+            self.presentation_context_id = presentation_context_id
+        if last and complete and not self._command:
+            return bytes(fragment)
+        if len(self._command) + len(fragment) > COMMAND_SET_LIMIT:
+            raise RemoteProtocolError(f"command set longer than {COMMAND_SET_LIMIT} bytes")
+        self._command += fragment
+        if not (last and complete):
+            return None
+        whole = bytes(self._command)
+        self._command.clear()
+        return whole
+
+    def check_data(self, presentation_context_id: int) -> None:
+        """A data set fragment has come: is it one's turn?"""
+        if not self.expects_data:
+            raise RemoteProtocolError("data set fragment, expected a command", reason=5)
+        if presentation_context_id != self.presentation_context_id:
+            raise RemoteProtocolError(
+                f"presentation context {presentation_context_id} inside a message on "
+                f"{self.presentation_context_id}",
+                reason=5,
+            )
+
+    def end(self) -> None:
+        """The message is complete."""
+        self.presentation_context_id = 0
+        self.expects_data = False

@@ -1,0 +1,287 @@
+"""Invoking DIMSE services: `associate` opens an association, `SCU` asks for things on it (PS3.7 §9).
+
+    async with associate("pacs", 104, called_ae_title="PACS", contexts=contexts_for(paths)) as scu:
+        await scu.echo()
+        for path in paths:
+            await scu.store(path)
+
+Instances are sent as they are: `store` takes the context that was accepted for the file's own SOP class and
+transfer syntax, and sends the bytes untouched. Concurrent calls are allowed; they share the negotiated
+operations window.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harmony import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from harmony.dimse.command import CEchoRQ, CStoreRQ, Message
+from harmony.dimse.exchange import Exchange, Invocation, Response
+from harmony.dimse.part10 import FileMeta, read_file_meta, read_file_meta_from
+from harmony.dimse.scp import Services
+from harmony.dimse.sop_class import (
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+)
+from harmony.dimse.source import BytesSource, DataSource, FileSource, StreamSource
+from harmony.dimse.status import DimseError, Outcome, StatusClass
+from harmony.ul.association import Association, Timeouts
+from harmony.ul.errors import AssociationError, DeadlineExceeded
+from harmony.ul.items import (
+    AsynchronousOperationsWindow,
+    ExtendedNegotiation,
+    ProposedContext,
+    RoleSelection,
+    UserIdentityRQ,
+    UserInformation,
+)
+from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, PresentationContext, propose_contexts
+from harmony.ul.pdu import AssociateRQ
+from harmony.ul.requestor import request_association
+
+__all__ = ["SCU", "Instance", "NoPresentationContext", "associate", "contexts_for"]
+
+DEFAULT_RESPONSE_S = 60.0
+"""Wait for a response, counted from the last byte sent. Archives that fetch from tape need more."""
+
+
+class NoPresentationContext(AssociationError):
+    """No accepted presentation context fits the request; the message lists what was proposed and what came of
+    it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A SOP Instance to be stored, as an encoded data set without file meta.
+
+    data: a buffer, a DataSource (closed by `store`), or an async iterable of chunks of unknown total length.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    data: bytes | bytearray | memoryview | DataSource | AsyncIterable[bytes]
+
+
+def contexts_for(files: Iterable[str | Path | FileMeta]) -> tuple[ProposedContext, ...]:
+    """Contexts for sending these files: one for each pair of SOP class and transfer syntax, and Verification.
+
+    Reads the file meta of paths. LocalProtocolError when they need more than the 128 an association can have.
+    """
+    pairs: dict[tuple[str, str], None] = {}
+    for file in files:
+        meta = file if isinstance(file, FileMeta) else read_file_meta_from(file)
+        pairs[meta.media_storage_sop_class_uid, meta.transfer_syntax_uid] = None
+    proposals = [(sop_class, [syntax]) for sop_class, syntax in pairs]
+    return propose_contexts([*proposals, (VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN])])
+
+
+class SCU:
+    """One association, seen by the side that invokes. `association` and `exchange` are its lower layers."""
+
+    def __init__(self, association: Association, exchange: Exchange, *, response_s: float | None) -> None:
+        self.association = association
+        self.exchange = exchange
+        self._response_s = response_s
+        self._store_contexts: dict[tuple[str, str], PresentationContext] = {}
+        self._contexts: dict[str, PresentationContext] = {}
+        for context in association.agreed.contexts.values():
+            if context.as_scu:
+                self._contexts.setdefault(context.abstract_syntax, context)
+                self._store_contexts.setdefault((context.abstract_syntax, context.transfer_syntax), context)
+
+    def __repr__(self) -> str:
+        return f"<SCU on {self.association!r}>"
+
+    def context_for(self, abstract_syntax: str) -> PresentationContext:
+        """The first accepted context of an abstract syntax; NoPresentationContext when there is none."""
+        context = self._contexts.get(abstract_syntax)
+        if context is None:
+            raise NoPresentationContext(
+                f"no presentation context for {abstract_syntax} was accepted "
+                f"({self.association.agreed.describe_results()})"
+            )
+        return context
+
+    async def echo(self) -> Outcome:
+        """C-ECHO. Raises DimseError for a failure status, AssociationError when the association ends."""
+        response = await self._ask(CEchoRQ, self.context_for(VERIFICATION))
+        return _outcome(response)
+
+    async def store(
+        self,
+        what: str | Path | bytes | bytearray | memoryview | Instance,
+        *,
+        priority: int = 0,
+        move_originator_ae_title: str = "",
+        move_originator_message_id: int | None = None,
+    ) -> Outcome:
+        """C-STORE of a Part 10 file (a path, or its bytes) or of an Instance; bytes go out as they are.
+
+        Returns the outcome of success and warning statuses; raises DimseError for failures,
+        NoPresentationContext when the SOP class was not accepted with this very transfer syntax,
+        AssociationError when the association ends, Part10Error for a file without usable file meta, OSError
+        for one that cannot be read.
+        """
+        instance = _instance(what)
+        source: DataSource | StreamSource
+        if isinstance(instance.data, bytes | bytearray | memoryview):
+            source = BytesSource(instance.data)
+        elif isinstance(instance.data, AsyncIterable):
+            source = StreamSource(instance.data)
+        else:
+            source = instance.data
+        try:
+            context = self._store_context(instance)
+            invocation = await self.exchange.invoke(
+                lambda message_id: CStoreRQ(
+                    message_id,
+                    instance.sop_class_uid,
+                    instance.sop_instance_uid,
+                    priority,
+                    move_originator_ae_title,
+                    move_originator_message_id,
+                ),
+                context,
+                source,
+                response_s=self._response_s,
+            )
+        finally:
+            if not isinstance(source, StreamSource):
+                source.close()
+        return _outcome(await invocation.final())
+
+    async def invoke(
+        self, make_request: type[Message], context: PresentationContext, data: bytes | None = None
+    ) -> Invocation:
+        """Any other service: make_request(message_id) on a context, with an encoded data set."""
+        return await self.exchange.invoke(make_request, context, data, response_s=self._response_s)
+
+    async def _ask(self, make_request: type[Message], context: PresentationContext) -> Response:
+        return await (await self.invoke(make_request, context)).final()
+
+    def _store_context(self, instance: Instance) -> PresentationContext:
+        context = self._store_contexts.get((instance.sop_class_uid, instance.transfer_syntax_uid))
+        if context is not None:
+            return context
+        accepted = [
+            syntax for sop_class, syntax in self._store_contexts if sop_class == instance.sop_class_uid
+        ]
+        known = (
+            "accepted are " + ", ".join(_name(syntax) for syntax in accepted)
+            if accepted
+            else f"the SOP class was not accepted at all ({self.association.agreed.describe_results()})"
+        )
+        raise NoPresentationContext(
+            f"no presentation context for {instance.sop_class_uid} "
+            f"in {_name(instance.transfer_syntax_uid)}: {known}"
+        )
+
+
+def _instance(what: str | Path | bytes | bytearray | memoryview | Instance) -> Instance:
+    if isinstance(what, Instance):
+        return what
+    data: memoryview | FileSource
+    if isinstance(what, str | Path):
+        meta = read_file_meta_from(what)
+        data = FileSource(what, offset=meta.data_set_offset)
+    else:
+        view = memoryview(what)
+        meta = read_file_meta(view)
+        data = view[meta.data_set_offset :]
+    return Instance(
+        meta.media_storage_sop_class_uid,
+        meta.media_storage_sop_instance_uid,
+        meta.transfer_syntax_uid,
+        data,
+    )
+
+
+def _name(transfer_syntax: str) -> str:
+    name = TRANSFER_SYNTAXES.get(transfer_syntax)
+    return f"{transfer_syntax} ({name})" if name else transfer_syntax
+
+
+def _outcome(response: Response) -> Outcome:
+    message = response.message
+    outcome = Outcome(
+        response.status,
+        getattr(message, "error_comment", ""),
+        getattr(message, "offending_elements", ()),
+    )
+    if response.status_class not in (StatusClass.SUCCESS, StatusClass.WARNING):
+        raise DimseError(outcome.status, outcome.error_comment, outcome.offending_elements)
+    return outcome
+
+
+@asynccontextmanager
+async def associate(
+    host: str,
+    port: int,
+    *,
+    called_ae_title: str = "ANY-SCP",
+    calling_ae_title: str = "HARMONY_SCU",
+    contexts: Sequence[ProposedContext] | None = None,
+    roles: Sequence[RoleSelection] = (),
+    extended_negotiations: Sequence[ExtendedNegotiation] = (),
+    user_identity: UserIdentityRQ | None = None,
+    maximum_operations: int | None = None,
+    maximum_length: int = DEFAULT_MAXIMUM_LENGTH,
+    services: Services | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    timeouts: Timeouts | None = None,
+    response_s: float | None = DEFAULT_RESPONSE_S,
+) -> AsyncIterator[SCU]:
+    """An association for the length of the block: released at its end, aborted when the block raises.
+
+    contexts: proposals (see `propose_contexts`, `contexts_for`); only Verification by default.
+    maximum_operations: asynchronous operations window to ask for; None does not ask, as some peers drop the
+    connection when asked. services: what we perform on this association, for peers that take the SCU role
+    (C-GET). Raises ConnectFailed, AssociationRejected, AssociationAborted, ConnectionLost, DeadlineExceeded.
+    """
+    if contexts is None:
+        contexts = propose_contexts([(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN])])
+    window = None
+    if maximum_operations is not None:
+        window = AsynchronousOperationsWindow(maximum_operations, 1)
+    request = AssociateRQ(
+        called_ae_title,
+        calling_ae_title,
+        tuple(contexts),
+        UserInformation(
+            maximum_length=maximum_length,
+            implementation_class_uid=IMPLEMENTATION_CLASS_UID,
+            implementation_version_name=IMPLEMENTATION_VERSION_NAME,
+            asynchronous_operations_window=window,
+            role_selections=tuple(roles),
+            extended_negotiations=tuple(extended_negotiations),
+            user_identity_rq=user_identity,
+        ),
+    )
+    exchange = Exchange(services)
+    association = await request_association(
+        host,
+        port,
+        request,
+        exchange,
+        ssl_context=ssl_context,
+        server_hostname=server_hostname,
+        timeouts=timeouts,
+    )
+    try:
+        yield SCU(association, exchange, response_s=response_s)
+    except BaseException:
+        association.abort()
+        raise
+    else:
+        try:
+            await association.release()
+        except DeadlineExceeded:
+            pass  # a peer that does not answer a release has been aborted; what was asked of it was answered

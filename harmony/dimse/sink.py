@@ -1,0 +1,161 @@
+"""Where received data sets go: the `Sink` interface and the sinks a program needs first.
+
+A sink takes fragments as views of the receive buffer, valid until `write` returns; nothing is copied on the
+way to it. A sink that cannot keep up copies into its own bounded buffer and holds the association's reading:
+`AsyncSink` does that for a coroutine that consumes an async iterator.
+
+`ExistingFileError` and the like do not exist here: where files go and what happens to duplicates is the
+archive's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
+
+__all__ = ["AsyncSink", "BytesSink", "DataStream", "Flow", "Sink"]
+
+
+class Sink(Protocol):
+    """One data set on its way in. Called from the event loop; must not block for long."""
+
+    def write(self, fragment: memoryview) -> None:
+        """Consume a fragment: the view is not valid after the call. Raise DimseError to answer with its
+        status."""
+
+    def finish(self) -> Outcome | Awaitable[Outcome]:
+        """The data set is complete: say what to answer, now or later. DimseError is an answer as well."""
+
+    def abort(self) -> None:
+        """The data set will not be completed. Called at most once after any other method, also after
+        `finish`."""
+
+
+class Flow(Protocol):
+    """The sender's flow control; an Association is one."""
+
+    def hold_reading(self) -> None: ...
+
+    def continue_reading(self) -> None: ...
+
+
+class BytesSink:
+    """Collects a data set in memory, up to a limit, and passes it on.
+
+    on_complete: called with the bytes; its result is the answer. Larger data sets are answered 0xA700.
+    """
+
+    def __init__(
+        self, on_complete: Callable[[bytes], Outcome | Awaitable[Outcome]], *, maximum_bytes: int = 1 << 20
+    ) -> None:
+        self._on_complete = on_complete
+        self._maximum_bytes = maximum_bytes
+        self._data = bytearray()
+
+    def write(self, fragment: memoryview) -> None:
+        if len(self._data) + len(fragment) > self._maximum_bytes:
+            raise DimseError(Status.OUT_OF_RESOURCES, f"data set larger than {self._maximum_bytes} bytes")
+        self._data += fragment
+
+    def finish(self) -> Outcome | Awaitable[Outcome]:
+        return self._on_complete(bytes(self._data))
+
+    def abort(self) -> None:
+        self._data.clear()
+
+
+class DataStream:
+    """The data set as an async iterator of bytes, for the consumer of an AsyncSink.
+
+    Iteration ends with the data set; it raises asyncio.CancelledError's cause, the association's end, never
+    silently.
+    """
+
+    def __init__(self, flow: Flow, maximum_bytes: int) -> None:
+        self._flow = flow
+        self._maximum_bytes = maximum_bytes
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._held = False
+        self._complete = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, fragment: memoryview) -> None:
+        """Copy a fragment in; hold the sender when more than the limit waits."""
+        self._chunks.append(bytes(fragment))
+        self._size += len(fragment)
+        if self._size > self._maximum_bytes and not self._held:
+            self._held = True
+            self._flow.hold_reading()
+        self._wake()
+
+    def complete(self) -> None:
+        """No more fragments come."""
+        self._complete = True
+        self._wake()
+
+    def let_go(self) -> None:
+        """Give the sender back its flow, whatever is still waiting."""
+        if self._held:
+            self._held = False
+            self._flow.continue_reading()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._chunks:
+            if self._complete:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        chunk = self._chunks.popleft()
+        self._size -= len(chunk)
+        if self._held and self._size <= self._maximum_bytes // 2:
+            self.let_go()
+        return chunk
+
+
+class AsyncSink:
+    """Hands a data set to a coroutine while it arrives, with a bounded buffer and back-pressure to the
+    sender.
+
+    consume: awaited once with a DataStream; its result is the answer. When it returns or raises before the
+    end, the rest of the data set is dropped and that is the answer. It is cancelled when the association ends
+    first. flow: the association the data comes from (`StoreRequest.association`).
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        consume: Callable[[DataStream], Awaitable[Outcome | None]],
+        *,
+        maximum_buffered_bytes: int = 1 << 20,
+    ) -> None:
+        self._stream = DataStream(flow, maximum_buffered_bytes)
+        self._task: asyncio.Task[Outcome] = asyncio.ensure_future(self._run(consume))
+
+    async def _run(self, consume: Callable[[DataStream], Awaitable[Outcome | None]]) -> Outcome:
+        try:
+            return await consume(self._stream) or SUCCESS_OUTCOME
+        finally:
+            self._stream.let_go()
+
+    def write(self, fragment: memoryview) -> None:
+        if not self._task.done():
+            self._stream.put(fragment)
+
+    def finish(self) -> Awaitable[Outcome]:
+        self._stream.complete()
+        return self._task
+
+    def abort(self) -> None:
+        self._task.cancel()

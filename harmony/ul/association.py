@@ -1,0 +1,630 @@
+"""One association on an asyncio transport: the sans-IO core of `upper_layer`, a receive buffer, deadlines,
+back-pressure.
+
+Both sides use it: `acceptor` makes one per connection, `requestor` one per call. The local user is an
+`AssociationUser` (DIMSE's exchange, or anyone else's): it is called from the event loop, never waits, and
+gets P-DATA fragments as views of the receive buffer.
+
+The receive buffer is shared by all associations of a thread: the event loop asks for it, reads and hands it
+back in one go, so a thousand idle associations cost nothing. (Proactor loops read in the background; there
+each gets its own.)
+
+Not here: what is negotiated (`negotiation`), the protocol rules (`state`, `upper_layer`), connecting and
+listening.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harmony.ul.errors import (
+    AssociationAborted,
+    AssociationError,
+    ConnectionLost,
+    DeadlineExceeded,
+    LocalProtocolError,
+)
+from harmony.ul.negotiation import Negotiated, result_of
+from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
+from harmony.ul.state import State
+from harmony.ul.upper_layer import (
+    AbortIndication,
+    AssociateConfirmation,
+    AssociateIndication,
+    Indication,
+    ReleaseConfirmation,
+    ReleaseIndication,
+    Role,
+    SizeLimits,
+    UpperLayer,
+)
+
+__all__ = ["Association", "AssociationUser", "Timeouts"]
+
+logger = logging.getLogger("harmony.ul")
+
+RECEIVE_BUFFER_BYTES = 256 * 1024
+"""One read takes at most this much: few system calls, and the bytes are still in the CPU's cache when
+consumed."""
+
+CLOSE_LINGER_S = 2.0
+"""How long the last bytes may take to leave after the transport is told to close; then it is cut."""
+
+KEEP_ALIVE_IDLE_S = 60
+"""TCP keep-alive finds peers that vanished behind a firewall while an association is open but silent."""
+
+TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+
+_numbers = itertools.count(1)
+_thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds for each phase of an association; None switches one off."""
+
+    connect_s: float | None = 15.0
+    """Name resolution, TCP connect and TLS handshake together."""
+    associate_s: float | None = 30.0
+    """Requestor: from A-ASSOCIATE-RQ to the answer. Acceptor: for its own decision."""
+    artim_s: float = 30.0
+    """ARTIM, PS3.8 §9.1.5: from TCP accept to a complete A-ASSOCIATE-RQ, and for the peer's close at the
+    end."""
+    pdu_s: float | None = 60.0
+    """A PDU once begun, and the next PDU of a message once begun. A trickle of bytes does not extend it."""
+    write_s: float | None = 60.0
+    """For the peer to take everything that was written."""
+    idle_s: float | None = 600.0
+    """Without any operation: the association is then released."""
+    release_s: float | None = 10.0
+    """From A-RELEASE-RQ to A-RELEASE-RP."""
+    tls_handshake_s: float = 15.0
+    """Acceptor: for the TLS handshake, before the association's own timers begin."""
+
+
+class AssociationUser(Protocol):
+    """The user of the upper layer service; its methods are called from the event loop and must not block."""
+
+    receiving: bool
+    """True while a message has begun to arrive and is not complete."""
+
+    def established(self, association: Association) -> None:
+        """The association exists; `association.negotiated` says what was agreed."""
+
+    def p_data(
+        self, presentation_context_id: int, message_control_header: int, fragment: memoryview, complete: bool
+    ) -> None:
+        """A piece of a PDV; see `upper_layer.Receiver.p_data`."""
+
+    def release_requested(self) -> None:
+        """The peer wants to release: finish, then call `association.respond_release()`."""
+
+    def busy(self) -> bool:
+        """True while any operation is outstanding in either direction; such an association is not idle."""
+
+    def writable(self) -> None:
+        """Everything written has left; called after `association.write_blocked` was true."""
+
+    def ended(self, error: AssociationError | None) -> None:
+        """The association is over: None after a release, else why. Called once, and last."""
+
+
+@dataclass(slots=True)
+class _Deadlines:
+    """Which application timers run (PS3.8 leaves these to the implementation), as times of the loop's
+    clock."""
+
+    associate: float | None = None
+    pdu: float | None = None
+    write: float | None = None
+    release: float | None = None
+    close: float | None = None
+    idle_since: float = field(default=0.0)
+
+
+class Association(asyncio.BufferedProtocol):
+    """An association in any phase; create it through `acceptor` or `requestor`.
+
+    Everything public is for the event loop's thread. `negotiated` is set once established.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        user: AssociationUser,
+        *,
+        timeouts: Timeouts,
+        limits: SizeLimits | None = None,
+        request: AssociateRQ | None = None,
+        on_connected: Callable[[Association], None] | None = None,
+        on_request: Callable[[Association, AssociateRQ], None] | None = None,
+        on_ended: Callable[[Association], None] | None = None,
+        on_closed: Callable[[Association], None] | None = None,
+    ) -> None:
+        self.number = next(_numbers)
+        """Counts associations of this process, for logs."""
+        self.role = role
+        self.user = user
+        self.negotiated: Negotiated | None = None
+        self.peer_address = "?"
+        self.request = request
+        self.error: AssociationError | None = None
+        self._timeouts = timeouts
+        self._on_connected = on_connected
+        self._on_request = on_request
+        self._on_ended = on_ended
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._core = UpperLayer(role, self, artim_timeout_s=timeouts.artim_s, limits=limits)
+        self._transport: asyncio.Transport | None = None
+        self._socket: socket.socket | None = None
+        self._deadlines = _Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pdus_seen = 0
+        self._holds = 0
+        self._write_blocked = False
+        self._flush_waiters: list[asyncio.Future[None]] = []
+        self._established: asyncio.Future[Negotiated] = self._loop.create_future()
+        self._established.add_done_callback(_retrieve)
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._is_established = False
+        self._is_ended = False
+        self._closed = asyncio.Event()
+        self._buffer = _receive_buffer(self._loop)
+        if request is not None:
+            self._core.associate(request, now=self._loop.time())
+
+    def __repr__(self) -> str:
+        negotiated = self.negotiated
+        names = f"{negotiated.calling_ae_title}->{negotiated.called_ae_title} " if negotiated else ""
+        state = self._core.state.name
+        return f"<Association {self.number} {names}{self.role.value} {self.peer_address} {state}>"
+
+    # For the local user ----
+
+    @property
+    def agreed(self) -> Negotiated:
+        """What was negotiated; LocalProtocolError before the association is established."""
+        if self.negotiated is None:
+            raise LocalProtocolError("the association is not established")
+        return self.negotiated
+
+    @property
+    def is_open(self) -> bool:
+        """True from establishment until release, abort or loss."""
+        return self._is_established and not self._is_ended
+
+    @property
+    def write_blocked(self) -> bool:
+        """True while the peer has not taken all that was written."""
+        return self._write_blocked
+
+    def write_p_data(self, pdus: bytes | bytearray | memoryview) -> bool:
+        """Write encoded P-DATA-TF PDUs (DT-1, AR-7). The caller never mixes messages and obeys
+        peer_maximum_length.
+
+        Returns True when the bytes have left already; otherwise the buffer must stay as it is until
+        `flushed()`. Raises the error that ended the association, or LocalProtocolError in a state that sends
+        no data.
+        """
+        transport = self._transport
+        if transport is None or not self._core.may_send_p_data():
+            raise self.error or LocalProtocolError(f"P-DATA cannot be sent in {self._core.state.name}")
+        transport.write(pdus)
+        return not transport.get_write_buffer_size()
+
+    async def flushed(self) -> None:
+        """Wait until everything written has left this process; raises what ended the association instead."""
+        while True:
+            if self._is_ended:
+                raise self.error or ConnectionLost("the association has ended")
+            if self._transport is None or not self._transport.get_write_buffer_size():
+                return
+            waiter = self._loop.create_future()
+            self._flush_waiters.append(waiter)
+            await waiter
+
+    def hold_reading(self) -> None:
+        """Stop reading from the peer until a matching `continue_reading`; holds add up.
+
+        At most one receive buffer (RECEIVE_BUFFER_BYTES) that has been read already is still delivered.
+        """
+        self._holds += 1
+        if self._holds == 1 and self._transport is not None:
+            with contextlib.suppress(RuntimeError):  # closing
+                self._transport.pause_reading()
+
+    def continue_reading(self) -> None:
+        """Take one hold back."""
+        self._holds -= 1
+        if self._holds == 0 and self._transport is not None and not self._transport.is_closing():
+            self._deadlines.pdu = None  # the peer was made to wait: what it was sending gets a new deadline
+            if self._core.mid_pdu or self.user.receiving:
+                self._watch_reading(self._loop.time())
+            with contextlib.suppress(RuntimeError):
+                self._transport.resume_reading()
+
+    async def release(self) -> None:
+        """Release the association in order (PS3.8 §7.2) and wait for its end.
+
+        A peer that closes instead of answering counts as released; one that does neither in `release_s` is
+        aborted and DeadlineExceeded raised. Returns at once when there is no association any more.
+        """
+        if self.is_open and self._core.state is State.STA6:
+            self._begin_release()
+        await asyncio.shield(self._ended)
+        if isinstance(self.error, DeadlineExceeded):
+            raise self.error
+
+    def respond_release(self) -> None:
+        """Answer the peer's release (A-RELEASE response)."""
+        if self._core.state in (State.STA8, State.STA9, State.STA12):
+            self._core.respond_release(now=self._loop.time())
+            self._flush()
+
+    def abort(self, error: AssociationError | None = None) -> None:
+        """Abort at once, from any state and any number of times (A-ABORT request, PS3.8 §7.3).
+
+        error: what `ended` and waiting calls report; AssociationAborted with by_peer=False by default.
+        """
+        if self._is_ended and self._core.state is State.STA1:
+            return
+        now = self._loop.time()
+        connected = self._transport is not None
+        self._core.abort(now=now)
+        self._finish(error or AssociationAborted("aborted by us", by_peer=False))
+        self._flush()
+        if connected and self._core.state is State.STA2:
+            self._close_transport()
+
+    def cut_after_writing(self) -> None:
+        """Close the transport as soon as what was written has left, without waiting for the peer to close."""
+        self._close_transport()
+
+    async def wait_established(self) -> Negotiated:
+        """Requestor: wait for the answer to A-ASSOCIATE-RQ; raises AssociationRejected and its kin."""
+        return await asyncio.shield(self._established)
+
+    async def wait_ended(self) -> AssociationError | None:
+        """Wait until the association is over; None after a release."""
+        await asyncio.shield(self._ended)
+        return self.error
+
+    async def wait_closed(self) -> None:
+        """Wait until the transport is closed as well."""
+        await self._closed.wait()
+
+    # For the acceptor ----
+
+    def answer(self, response: AssociateAC | AssociateRJ) -> None:
+        """A-ASSOCIATE response. Nothing happens when the request is no longer waiting (the peer is gone)."""
+        if self._core.state is not State.STA3:
+            return
+        now = self._loop.time()
+        self._deadlines.associate = None
+        if isinstance(response, AssociateRJ):
+            self._core.reject(response, now=now)
+            self._finish(AssociationAborted("rejected by us", by_peer=False))
+        else:
+            assert self.request is not None
+            self._core.accept(response, now=now)
+            self._establish(result_of(self.request, response, requestor=False))
+        self._flush()
+
+    # asyncio.BufferedProtocol
+    # ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # Zero: `write_p_data` learns at once whether the bytes left, and `resume_writing` means all of them
+        # did.
+        transport.set_write_buffer_limits(high=0)
+        address = transport.get_extra_info("peername")
+        if isinstance(address, tuple) and len(address) >= 2:
+            self.peer_address = f"{address[0]}:{address[1]}"
+        elif address:
+            self.peer_address = str(address)
+        self._adopt_socket(transport)
+        now = self._loop.time()
+        self._deadlines.idle_since = now
+        if self.role is Role.REQUESTOR:
+            self._deadlines.associate = _after(now, self._timeouts.associate_s)
+        self._core.transport_connected(now=now)
+        self._flush()
+        self._schedule(now)
+        if self._on_connected is not None:
+            self._on_connected(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        now = self._loop.time()
+        core = self._core
+        core.receive(self._buffer[:nbytes], now=now)
+        self._deadlines.idle_since = now
+        if core.close_requested or core.has_outgoing():
+            self._flush()
+        if core.mid_pdu or self.user.receiving:
+            self._watch_reading(now)
+            if self._socket is not None:
+                # Storage SCUs that leave Nagle's algorithm on split their writes and wait for this ACK; the
+                # option is not sticky. Without it DCMTK's storescu sends 11-23 objects/s.
+                with contextlib.suppress(OSError):
+                    self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)  # type: ignore[arg-type]
+        else:
+            self._deadlines.pdu = None
+
+    def eof_received(self) -> bool:
+        return False  # there is no half-closed association: the transport closes itself
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._socket is not None:
+            self._socket.detach()
+            self._socket = None
+        error = ConnectionLost(f"the connection was lost: {exc}" if exc else "the peer closed the connection")
+        self._core.transport_closed(now=self._loop.time(), error=error)
+        self._finish(error)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._transport = None
+        self._wake_flush_waiters()
+        self._closed.set()
+        if self._on_closed is not None:
+            self._on_closed(self)
+
+    def pause_writing(self) -> None:
+        self._write_blocked = True
+        now = self._loop.time()
+        self._deadlines.write = _after(now, self._timeouts.write_s)
+        self._schedule(now)
+
+    def resume_writing(self) -> None:
+        self._write_blocked = False
+        self._deadlines.write = None
+        self._wake_flush_waiters()
+        if self.is_open:
+            self.user.writable()
+
+    # upper_layer.Receiver
+    # --------------------------------------------------------------------------------------
+
+    def p_data(
+        self, presentation_context_id: int, message_control_header: int, fragment: memoryview, complete: bool
+    ) -> None:
+        self.user.p_data(presentation_context_id, message_control_header, fragment, complete)
+
+    def indication(self, indication: Indication) -> None:
+        match indication:
+            case AssociateIndication(request):
+                self.request = request
+                now = self._loop.time()
+                self._deadlines.associate = _after(now, self._timeouts.associate_s)
+                self._schedule(now)
+                assert self._on_request is not None
+                self._on_request(self, request)
+            case AssociateConfirmation(response):
+                self._deadlines.associate = None
+                assert self.request is not None
+                self._establish(result_of(self.request, response, requestor=True))
+            case ReleaseIndication(collision):
+                if collision and self.role is Role.ACCEPTOR:
+                    return  # Sta10: our release waits for the peer's A-RELEASE-RP first
+                if collision:
+                    self.respond_release()
+                else:
+                    self.user.release_requested()
+            case ReleaseConfirmation():
+                if self._core.state is State.STA12:
+                    self.respond_release()
+                self._finish(None)
+            case AbortIndication(error):
+                self._finish(error)
+
+    # Inside ----
+
+    def _establish(self, negotiated: Negotiated) -> None:
+        self.negotiated = negotiated
+        self._is_established = True
+        # Prebound: from here on P-DATA goes straight to the user.
+        self.p_data = self.user.p_data  # type: ignore[method-assign]
+        logger.info(
+            "association %d open: %s -> %s, %s %s, %d of %d contexts",
+            self.number,
+            negotiated.calling_ae_title,
+            negotiated.called_ae_title,
+            "from" if self.role is Role.ACCEPTOR else "to",
+            self.peer_address,
+            len(negotiated.contexts),
+            len(negotiated.results),
+        )
+        self.user.established(self)
+        if not self._established.done():
+            self._established.set_result(negotiated)
+
+    def _finish(self, error: AssociationError | None) -> None:
+        """The association is over for its user; the transport may still be closing."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        if self._core.state is State.STA8 and isinstance(error, ConnectionLost):
+            error = None
+        if self._deadlines.release is not None and isinstance(error, ConnectionLost):
+            error = None  # the peer answered our A-RELEASE-RQ by closing: as good as A-RELEASE-RP
+        self.error = error
+        self._deadlines = _Deadlines(close=self._deadlines.close)
+        if self._is_established:
+            logger.info("association %d ended: %s", self.number, error or "released")
+        elif isinstance(error, ConnectionLost):
+            logger.debug("connection %d from %s closed before an association", self.number, self.peer_address)
+        else:
+            logger.info("association %d with %s not made: %s", self.number, self.peer_address, error)
+        if not self._established.done():
+            self._established.set_exception(error or ConnectionLost("the association has ended"))
+        self._wake_flush_waiters()
+        if not self._ended.done():
+            self._ended.set_result(None)
+        if self._on_ended is not None:
+            self._on_ended(self)
+        if self._is_established:
+            self.user.ended(error)
+
+    def _begin_release(self) -> None:
+        now = self._loop.time()
+        self._core.release(now=now)
+        self._deadlines.release = _after(now, self._timeouts.release_s)
+        self._flush()
+        self._schedule(now)
+
+    def _flush(self) -> None:
+        """Write what the core has to say; close when it says so."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._core.has_outgoing():
+            outgoing: Iterable[bytes] = self._core.take_outgoing()
+            if not transport.is_closing():
+                transport.write(b"".join(outgoing))
+        if self._core.state is State.STA13:
+            # A responder of a release is done for its user. One that was never established says what was
+            # wrong.
+            fault = None if self._is_established else self._core.fault
+            self._finish(AssociationAborted(str(fault), by_peer=False) if fault else None)
+        if self._core.close_requested:
+            self._close_transport()
+        elif self._core.deadline is not None:
+            self._schedule(self._loop.time())
+
+    def _close_transport(self) -> None:
+        transport = self._transport
+        if transport is None or self._deadlines.close is not None:
+            return
+        now = self._loop.time()
+        self._deadlines.close = now + CLOSE_LINGER_S
+        transport.close()
+        self._schedule(now)
+
+    def _wake_flush_waiters(self) -> None:
+        waiters, self._flush_waiters = self._flush_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _adopt_socket(self, transport: asyncio.Transport) -> None:
+        """Keep-alive on; and a socket object over the transport's descriptor, to re-arm TCP_QUICKACK
+        cheaply."""
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
+        if TCP_QUICKACK is not None:
+            # Shares the descriptor, does not own it: detached, never closed, in connection_lost.
+            self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+
+    # Deadlines: one timer, set for the earliest that runs or could begin to run ----
+
+    def _watch_reading(self, now: float) -> None:
+        """A PDU or message is under way: give a new PDU its deadline, leave that of the old one."""
+        begun = self._core.pdus_begun
+        if begun != self._pdus_seen or self._deadlines.pdu is None:
+            self._pdus_seen = begun
+            self._deadlines.pdu = _after(now, self._timeouts.pdu_s)
+
+    def _schedule(self, now: float) -> None:
+        """Have `_on_timer` called no later than the earliest deadline, those included that may begin before
+        then."""
+        soonest = now + 3600.0
+        timeouts = self._timeouts
+        deadlines = self._deadlines
+        for timeout in (timeouts.pdu_s, timeouts.write_s, timeouts.idle_s):
+            if timeout is not None and now + timeout < soonest:
+                soonest = now + timeout
+        for deadline in (
+            self._core.deadline,
+            deadlines.associate,
+            deadlines.pdu,
+            deadlines.write,
+            deadlines.release,
+            deadlines.close,
+        ):
+            if deadline is not None and deadline < soonest:
+                soonest = deadline
+        if self._timer is not None:
+            if self._timer.when() <= soonest:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(soonest, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._transport is None:
+            return
+        now = self._loop.time() + 0.001  # the loop's clock is coarser than its timers
+        self._core.check_timer(now=now)
+        closing = self._deadlines.close
+        if closing is not None and now >= closing:
+            self._transport.abort()
+            return
+        if self._core.close_requested:
+            self._finish(DeadlineExceeded("waiting for A-ASSOCIATE-RQ", self._timeouts.artim_s))
+            if self._write_blocked:
+                self._transport.abort()  # ARTIM ran out on a peer that does not even read
+            else:
+                self._close_transport()
+        if not self._is_ended:
+            self._check_application_timers(now)
+        if self._transport is not None:
+            self._flush()
+            self._schedule(now)
+
+    def _check_application_timers(self, now: float) -> None:
+        deadlines, timeouts = self._deadlines, self._timeouts
+        for phase, deadline, timeout in (
+            ("the association request", deadlines.associate, timeouts.associate_s),
+            ("reading a PDU", None if self._holds else deadlines.pdu, timeouts.pdu_s),
+            ("writing to the peer", deadlines.write, timeouts.write_s),
+            ("the release", deadlines.release, timeouts.release_s),
+        ):
+            if deadline is not None and timeout is not None and now >= deadline:
+                self.abort(DeadlineExceeded(phase, timeout))
+                return
+        idle_s = timeouts.idle_s
+        if idle_s is not None and self.is_open and self._core.state is State.STA6:
+            if self.user.busy():
+                deadlines.idle_since = now
+            elif now >= deadlines.idle_since + idle_s:
+                logger.info("association %d idle for %g s: releasing it", self.number, idle_s)
+                self._begin_release()
+
+
+def _after(now: float, timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else now + timeout_s
+
+
+def _retrieve(future: asyncio.Future[Negotiated]) -> None:
+    """Acceptors wait for `established` nowhere: its exception counts as seen."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
+    proactor = getattr(asyncio, "ProactorEventLoop", None)
+    if proactor is not None and isinstance(loop, proactor):
+        return memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+    buffer: memoryview | None = getattr(_thread, "receive_buffer", None)
+    if buffer is None:
+        buffer = _thread.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+    return buffer

@@ -1,0 +1,76 @@
+"""Request an association: resolve, connect, TLS, A-ASSOCIATE, each phase under its deadline (PS3.8 §7.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from harmony.ul.association import Association, AssociationUser, Timeouts
+from harmony.ul.errors import AssociationError, ConnectFailed, DeadlineExceeded
+from harmony.ul.pdu import AssociateRQ
+from harmony.ul.upper_layer import Role, SizeLimits
+
+__all__ = ["request_association"]
+
+
+async def request_association(
+    host: str,
+    port: int,
+    request: AssociateRQ,
+    user: AssociationUser,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+    timeouts: Timeouts | None = None,
+    limits: SizeLimits | None = None,
+) -> Association:
+    """Connect to an acceptor and return the established association.
+
+    One deadline, `timeouts.connect_s`, covers name resolution, TCP and TLS; `timeouts.associate_s` the
+    answer. Raises ConnectFailed, AssociationRejected, AssociationAborted, ConnectionLost or DeadlineExceeded,
+    and LocalProtocolError for a request that cannot be encoded. Cancelling it closes the connection.
+    """
+    timeouts = timeouts or Timeouts()
+    request.encode()  # a request that cannot be sent is the caller's error, found before anything is opened
+    loop = asyncio.get_running_loop()
+    association = Association(Role.REQUESTOR, user, timeouts=timeouts, limits=limits, request=request)
+    try:
+        async with asyncio.timeout(timeouts.connect_s):
+            if ssl_context is None:
+                await loop.create_connection(lambda: association, host, port)
+            else:
+                await loop.create_connection(
+                    lambda: association,
+                    host,
+                    port,
+                    ssl=ssl_context,
+                    server_hostname=server_hostname or host,
+                    ssl_handshake_timeout=timeouts.connect_s,
+                )
+    except TimeoutError as error:
+        association.abort()
+        raise DeadlineExceeded(f"connecting to {host}:{port}", timeouts.connect_s or 0.0) from error
+    except (OSError, UnicodeError) as error:
+        association.abort()
+        raise ConnectFailed(f"cannot connect to {host}:{port}: {_describe(error)}") from error
+    except asyncio.CancelledError:
+        association.abort()
+        raise
+    try:
+        await association.wait_established()
+    except AssociationError:
+        raise
+    except asyncio.CancelledError:
+        association.abort()
+        raise
+    return association
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS certificate refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS handshake failed ({error.reason or error}); does the peer speak TLS on this port?"
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError):
+        return f"the connection was closed during the handshake ({error})"
+    return str(error) or type(error).__name__
