@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 MAXIMUM_PROPOSED_CONTEXTS = 128
-"""Odd IDs 1 to 255 (PS3.8 §7.1.1.13)."""
+"""Odd IDs 1 to 255 (PS3.8 §9.3.2.2)."""
 
 MAXIMUM_RECEIVED_CONTEXTS = 256
 """IDs have 8 bits; a PDU with more contexts can only repeat itself, and each would have to be answered."""

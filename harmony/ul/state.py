@@ -4,7 +4,7 @@
 is done here: `harmony.ul.upper_layer` carries the effects out. Where the standard leaves the next state to
 the action (AE-6, AR-8), the cell holds both and the caller chooses.
 
-Supervision of connecting, associating and releasing is not in the table (PS3.8 §9.1.4 keeps ARTIM out of it):
+Supervision of connecting, associating and releasing is not in the table (PS3.8 §9.1.5 keeps ARTIM out of it):
 whoever runs out of patience issues A_ABORT_REQUEST.
 """
 
