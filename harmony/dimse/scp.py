@@ -23,7 +23,7 @@ from dataclasses import replace
 from harmony.dimse.command import CEchoRQ, CStoreRQ, Message
 from harmony.dimse.exchange import Exchange, Handler, StoreRequest
 from harmony.dimse.sink import Sink
-from harmony.dimse.sop_class import VERIFICATION, is_storage_sop_class
+from harmony.dimse.sop_class import STORAGE_SOP_CLASSES, VERIFICATION
 from harmony.dimse.status import DimseError, Status
 from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier
 from harmony.ul.association import Association, Timeouts
@@ -41,6 +41,22 @@ __all__ = ["Server", "Services", "serve"]
 UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 """Transfer syntaxes for everything that is not an instance: identifiers and attribute lists are small and
 native."""
+
+
+DICOM_ROOT = "1.2.840.10008."
+COMPOSITE_STORAGE_ROOTS = ("1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.5.1.4.34.7")
+"""Where PS3.6 registers storage SOP classes; a future one is recognized by its root."""
+NOT_STORAGE = ("1.2.840.10008.5.1.4.1.1.200.", "1.2.840.10008.5.1.4.1.1.201.")
+"""Under the same root, but query/retrieve of protocols and inventories; their storage classes are listed by name."""
+
+
+def _may_be_storage(uid: str) -> bool:
+    """True for storage SOP classes: those of PS3.6, future ones under the same root, and anything private."""
+    if uid in STORAGE_SOP_CLASSES:
+        return True
+    if uid.startswith(DICOM_ROOT):
+        return uid.startswith(COMPOSITE_STORAGE_ROOTS) and not uid.startswith(NOT_STORAGE)
+    return True
 
 
 class Services:
@@ -113,7 +129,7 @@ class Services:
 
     def other_abstract_syntax(self, uid: str) -> SupportedAbstractSyntax | None:
         """Storage SOP classes that nobody listed, where `store` was given for any."""
-        if self._store is None or not is_storage_sop_class(uid):
+        if self._store is None or not _may_be_storage(uid):
             return None
         return SupportedAbstractSyntax(self._store_syntaxes)
 

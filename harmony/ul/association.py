@@ -23,7 +23,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 from harmony.ul.errors import (
     AssociationAborted,
@@ -323,7 +323,8 @@ class Association(asyncio.BufferedProtocol):
     # ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are no subclasses of asyncio.Transport, only alike.
+        transport = cast(asyncio.Transport, transport)
         self._transport = transport
         # Zero: `write_p_data` learns at once whether the bytes left, and `resume_writing` means all of them
         # did.
