@@ -79,8 +79,9 @@ VERSION_ZIP64 = 45
 VERSION_ZSTANDARD = 63
 MADE_BY_UNIX = 3 << 8
 
-MAXIMUM_NAME_BYTES = 1024
-"""Far above any path of an envelope (payload/dicom/ and a UID make 82), far below what a 16-bit length allows."""
+MAXIMUM_NAME_BYTES = 512
+MAXIMUM_COMPONENTS = 16
+"""Far above any path of an envelope (payload/dicom/ and a UID make 82 bytes), far below what a 16-bit length allows."""
 
 _UNSAFE_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]").search
 _DRIVE_LETTER = re.compile(r"[A-Za-z]:").match
@@ -103,6 +104,8 @@ def check_member_name(name: str) -> str | None:
     if _DRIVE_LETTER(name) is not None:
         return "begins with a drive letter"
     components = name.split("/")
+    if len(components) > MAXIMUM_COMPONENTS:
+        return f"has more than {MAXIMUM_COMPONENTS} components"
     if ".." in components:
         return "contains a component '..'"
     if "." in components or "" in components:
