@@ -1,0 +1,171 @@
+"""What can only be seen with the whole configuration in view: endpoints that take each other's place, and what this
+version cannot run.
+
+`conflicts` belongs to loading. `unsupported` is asked when the gateway starts (and by --check), so that a configuration
+for a later version still loads and validates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harmony.gateway.addresses import clean_path, overlap
+from harmony.gateway.config import Endpoint, Listener, LoadedConfig, Pipeline, Problem
+from harmony.gateway.options import SUPPORTED, DicomScpOptions, PrefixOptions, Role, TransformOptions
+from harmony.gateway.sources import show
+
+EVERY_METHOD = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = {
+    "http": EVERY_METHOD,
+    "echo": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
+    "jmix": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
+    "dicomweb": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
+}
+ROOTS = {"jmix": "/api/jmix", "dicomweb": "/studies"}
+"""What a service adds to its prefix, so that a jmix and a dicomweb endpoint may share one."""
+
+HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth"})
+USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key"})
+NOT_AVAILABLE = "is not available in this version"
+
+
+def conflicts(config: LoadedConfig) -> Iterator[Problem]:
+    yield from _route_conflicts(config)
+    yield from _title_conflicts(config)
+    yield from _listener_conflicts(config)
+    for pipeline in config.pipelines.values():
+        for endpoint in pipeline.endpoints:
+            for middleware in pipeline.middleware:
+                if endpoint.service == "dicom_scp" and middleware.type in HTTP_ONLY_MIDDLEWARE:
+                    message = (
+                        f"lists {show(middleware.name)} ({middleware.type}), which needs HTTP headers; "
+                        f"the DICOM endpoint {show(endpoint.name)} has none and would refuse everything"
+                    )
+                    yield pipeline.origin.problem("middleware", message)
+
+
+def _route_conflicts(config: LoadedConfig) -> Iterator[Problem]:
+    """The same method and path twice on one network. A longer prefix inside a shorter one is fine, the longest wins."""
+    taken: dict[tuple[str, str], list[tuple[frozenset[str], str]]] = {}
+    management = config.management
+    if management.enabled and management.network is not None:
+        taken[(management.network, management.base_path)] = [(EVERY_METHOD, "the management API")]
+    for pipeline, endpoint in _endpoints(config):
+        if not isinstance(endpoint.options, PrefixOptions):
+            continue
+        prefix = endpoint.options.path_prefix
+        root = clean_path(prefix + ROOTS.get(endpoint.service, "")) or "/"
+        for network in endpoint.networks:
+            others = taken.setdefault((network, root), [])
+            for methods, owner in others:
+                if methods & METHODS[endpoint.service]:
+                    message = f"is {show(prefix)}, which {owner} already has on network {show(network)}"
+                    message += f"; pipeline {show(pipeline.name)} cannot have it too"
+                    yield _in_options(endpoint, "path_prefix", message)
+                    break
+            others.append((METHODS[endpoint.service], _owner(pipeline, endpoint)))
+
+
+def _title_conflicts(config: LoadedConfig) -> Iterator[Problem]:
+    """Endpoints on one address are told apart by the called AE title."""
+    titles: dict[tuple[str, int, str], str] = {}
+    promiscuous: dict[tuple[str, int], str] = {}
+    for pipeline, endpoint in _endpoints(config):
+        options = endpoint.options
+        if not isinstance(options, DicomScpOptions):
+            continue
+        for listener in endpoint.listeners:
+            address = (listener.host, listener.port)
+            owner = _owner(pipeline, endpoint)
+            other = titles.setdefault((*address, options.local_aet), owner)
+            if other != owner:
+                message = f"is {show(options.local_aet)} on {listener}, which {other} already has"
+                message += f"; pipeline {show(pipeline.name)} cannot have it too"
+                yield _in_options(endpoint, "local_aet", message)
+            if options.accept_any_called_ae:
+                other = promiscuous.setdefault(address, owner)
+                if other != owner:
+                    message = f"is true on {listener}, where {other} already accepts any called AE title"
+                    yield _in_options(endpoint, "accept_any_called_ae", message)
+
+
+def _listener_conflicts(config: LoadedConfig) -> Iterator[Problem]:
+    """Listeners that are not the same, yet cannot be open at the same time."""
+    opened: list[tuple[Listener, str]] = []
+    for network in config.http_networks():
+        listener = network.http
+        if listener is None:
+            continue
+        owner = f"the http listener of network {show(network.name)}"
+        for other, its_owner in opened:
+            if overlap(listener, other):
+                message = f"{listener} cannot be opened beside {other}, {its_owner}"
+                yield network.origin.problem("http", message)
+        opened.append((listener, owner))
+    for pipeline, endpoint in _endpoints(config):
+        if endpoint.service != "dicom_scp":
+            continue
+        for listener in endpoint.listeners:
+            for other, its_owner in opened:
+                same = (listener.host, listener.port) == (other.host, other.port)
+                dicom = not its_owner.startswith("the http")
+                if same and dicom and listener.tls == other.tls:
+                    continue
+                if overlap(listener, other):
+                    why = "with other TLS settings" if same and dicom else f"beside {other}"
+                    message = f"{listener} cannot be opened {why}, {its_owner}"
+                    yield _in_options(endpoint, "port", message)
+                    break
+            opened.append((listener, _owner(pipeline, endpoint)))
+
+
+def unsupported(config: LoadedConfig) -> list[Problem]:
+    """What this version cannot run. The gateway must not start when there is any."""
+    found: list[Problem] = []
+    if config.management.enabled:
+        found.append(
+            config.management.origin.problem("enabled", f"is true; the management API {NOT_AVAILABLE}")
+        )
+    for network in config.http_networks():
+        if network.http is not None and network.http.force_https:
+            found.append(network.origin.problem("http.force_https", f"is true, which {NOT_AVAILABLE}"))
+    for pipeline in config.pipelines.values():
+        if len(pipeline.backends) > 1:
+            message = f"lists {len(pipeline.backends)} names; more than one backend {NOT_AVAILABLE}"
+            found.append(pipeline.origin.problem("backends", message))
+        for endpoint in pipeline.endpoints:
+            if (Role.ENDPOINT, endpoint.service) not in SUPPORTED:
+                message = f"is {show(endpoint.service)}, which {NOT_AVAILABLE}"
+                found.append(endpoint.origin.problem("service", message))
+            if endpoint.authentication is not None:
+                message = f"is {show(endpoint.authentication.id)}; it {NOT_AVAILABLE} for endpoints"
+                found.append(endpoint.origin.problem("authentication", message))
+        for backend in pipeline.backends:
+            if (Role.BACKEND, backend.service) not in SUPPORTED:
+                message = f"is {show(backend.service)}, which {NOT_AVAILABLE}"
+                found.append(backend.origin.problem("service", message))
+            used = backend.authentication
+            if used is not None and used.method not in USABLE_AUTHENTICATION:
+                found.append(used.origin.problem("method", f"is {show(used.method)}, which {NOT_AVAILABLE}"))
+        for middleware in pipeline.middleware:
+            options = middleware.options
+            harmless = isinstance(options, TransformOptions) and not options.fail_on_error
+            if (Role.MIDDLEWARE, middleware.type) not in SUPPORTED and not harmless:
+                named = middleware.origin.table.startswith("middleware")
+                message = f"is {show(middleware.type)}, which {NOT_AVAILABLE}"
+                found.append(middleware.origin.problem("type" if named else "middleware", message))
+    return list(dict.fromkeys(found))
+
+
+def _endpoints(config: LoadedConfig) -> Iterator[tuple[Pipeline, Endpoint]]:
+    for pipeline in config.pipelines.values():
+        for endpoint in pipeline.endpoints:
+            yield pipeline, endpoint
+
+
+def _owner(pipeline: Pipeline, endpoint: Endpoint) -> str:
+    return f"endpoint {show(endpoint.name)} of pipeline {show(pipeline.name)}"
+
+
+def _in_options(endpoint: Endpoint, key: str, message: str) -> Problem:
+    return endpoint.origin.problem(f"options.{key}", message)

@@ -1,0 +1,162 @@
+"""`python -m harmony`: arguments, `--check`, and the way into the running gateway.
+
+Exit status 0 after a clean stop or a good check, 2 for arguments and configurations that cannot be used; whatever the
+gateway returns otherwise. Without `--config` the embedded default runs: no file is looked for, so that the folder one
+happens to stand in never decides what is listened on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import harmony
+from harmony.gateway import checks
+from harmony.gateway.config import LOG_LEVELS, ConfigError, Endpoint, LoadedConfig, Pipeline
+from harmony.gateway.default_config import DEFAULT_CONFIG
+from harmony.gateway.loading import load
+from harmony.gateway.options import DicomScpOptions, PrefixOptions
+
+EXIT_UNUSABLE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.print_default:
+        sys.stdout.write(DEFAULT_CONFIG)
+        return 0
+    try:
+        config = load(arguments.config, env=os.environ)
+        if missing := checks.unsupported(config):
+            raise ConfigError([*missing, *config.warnings])
+    except ConfigError as error:
+        _print_problems(error)
+        return EXIT_UNUSABLE
+    if arguments.log_level is not None:
+        config = replace(config, log=replace(config.log, level=arguments.log_level))
+    if arguments.check:
+        print("\n".join(summary(config)))
+        return 0
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    # Imported late: checking a configuration needs neither an event loop nor what the services are made of.
+    run: Callable[[LoadedConfig], int] = importlib.import_module("harmony.gateway.app").run
+    return run(config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="harmony",
+        description="DICOM engine and gateway. Without --config an embedded default runs on the loopback interface.",
+        epilog="docs/CONFIGURATION.md describes the configuration file.",
+    )
+    parser.add_argument(
+        "command", nargs="?", choices=["start"], help="optional, start is what happens anyway"
+    )
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="main configuration file (.toml)")
+    parser.add_argument(
+        "--check", action="store_true", help="load and check the configuration, print it, exit"
+    )
+    parser.add_argument("--print-default", action="store_true", help="print the embedded default, exit")
+    parser.add_argument(
+        "--log-level",
+        type=str.lower,
+        choices=list(LOG_LEVELS),
+        metavar="LEVEL",
+        help=f"instead of the file's: {', '.join(LOG_LEVELS)}",
+    )
+    parser.add_argument("--version", action="version", version=f"harmony {harmony.__version__}")
+    return parser
+
+
+def _print_problems(error: ConfigError) -> None:
+    print(error, file=sys.stderr)
+    for problem in error.problems:
+        if problem not in error.errors:
+            print(f"  warning: {problem}", file=sys.stderr)
+
+
+def summary(config: LoadedConfig) -> Iterator[str]:
+    """The configuration in a page: what is listened on, which way things go. Never shows secrets."""
+    files = ", ".join(str(path) for path in config.sources) or "embedded default"
+    log = f"{config.log.level}, to {config.log.file or 'standard error'}"
+    yield from _table(
+        [
+            ("instance", config.proxy_id),
+            ("files", files),
+            ("storage", str(config.storage_path)),
+            ("log", log),
+        ]
+    )
+    yield "\nlisteners"
+    yield from _table([("  network", "protocol", "address", "serves"), *_listeners(config)])
+    yield "\npipelines"
+    yield from _table(
+        [
+            ("  name", "endpoint -> middleware -> backend"),
+            *((f"  {pipeline.name}", _chain(pipeline)) for pipeline in config.pipelines.values()),
+        ]
+    )
+    if config.warnings:
+        yield "\nwarnings"
+        for warning in config.warnings:
+            yield f"  {warning}"
+    yield "\nThe configuration is good."
+
+
+def _listeners(config: LoadedConfig) -> Iterator[tuple[str, ...]]:
+    for network in config.http_networks():
+        if network.http is not None:
+            served = [
+                endpoint.options.path_prefix
+                for pipeline in config.pipelines.values()
+                for endpoint in pipeline.endpoints
+                if network.name in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
+            ]
+            if config.management.enabled and config.management.network == network.name:
+                served.append(config.management.base_path)
+            protocol = "https" if network.http.tls else "http"
+            yield f"  {network.name}", protocol, str(network.http), ", ".join(served)
+    for pipeline in config.pipelines.values():
+        for endpoint in pipeline.endpoints:
+            if isinstance(endpoint.options, DicomScpOptions):
+                for network_name, listener in zip(endpoint.networks, endpoint.listeners, strict=True):
+                    protocol = "dicom-tls" if listener.tls else "dicom"
+                    title = f"AE title {endpoint.options.local_aet}"
+                    yield f"  {network_name}", protocol, str(listener), title
+
+
+def _chain(pipeline: Pipeline) -> str:
+    def side(names: Sequence[str], nothing: str) -> str:
+        return ", ".join(names) if names else nothing
+
+    endpoints = [f"{endpoint.name} ({_endpoint(endpoint)})" for endpoint in pipeline.endpoints]
+    backends = [
+        f"{backend.name} ({backend.service}{' ' + backend.target.url if backend.target else ''})"
+        for backend in pipeline.backends
+    ]
+    left = [middleware.name for middleware in pipeline.left]
+    middleware = side(left, "-")
+    if pipeline.right != pipeline.left[::-1]:
+        middleware += f" | back: {side([each.name for each in pipeline.right], '-')}"
+    return f"{side(endpoints, '-')} -> {middleware} -> {side(backends, 'local store')}"
+
+
+def _endpoint(endpoint: Endpoint) -> str:
+    match endpoint.options:
+        case DicomScpOptions():
+            return f"{endpoint.service} {endpoint.options.local_aet}"
+        case PrefixOptions():
+            return f"{endpoint.service} {endpoint.options.path_prefix}"
+    return endpoint.service
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

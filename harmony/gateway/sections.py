@@ -1,0 +1,234 @@
+"""The tables of a configuration that are not options: proxy, network, targets, pipelines and so on, as written.
+
+These structs mirror the files key by key, aliases included; `harmony.gateway.loading` turns them into the structures
+of `harmony.gateway.config`. Keys of the original that have no meaning here are listed as ignored. `Any` stands where another struct reads on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from harmony.gateway.config import Table
+from harmony.gateway.options import Retries, TimeoutSecs
+from harmony.gateway.tables import AETitle, Host, Port, URLPath
+
+LogLevel = Literal["trace", "debug", "info", "warn", "error"]
+Name = Annotated[str, Meta(min_length=1)]
+Protocol = Literal["http", "https", "h3", "http3", "dicom", "harmony", "fhir", "hl7v2", "custom"]
+HTTP3 = "HTTP/3 is not available; only the http listener is opened"
+
+
+class ContentLimits(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"max_csv_rows", "max_xml_depth", "max_multipart_files", "max_form_fields"}
+    )
+
+    max_body_size: Annotated[int, Meta(ge=1024, le=2**62)] = 10485760
+
+
+class ProxyTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"transforms_path", "primary_provider", "jwks_cache_duration_hours", "store_dir", "mesh_path"}
+    )
+
+    id: Name | None = None
+    name: Name | None = None
+    log_level: LogLevel | None = None
+    pipelines_path: str = "pipelines"
+    content_limits: ContentLimits = ContentLimits()
+    required_env_vars: tuple[str, ...] = ()
+    sensitive_field_patterns: tuple[str, ...] = ()
+
+
+class LoggingTable(Table, frozen=True):
+    log_level: LogLevel | None = None
+    log_to_file: bool = False
+    log_file_path: Path | None = None
+
+
+class StorageOptions(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"bucket", "region", "access_key_id", "secret_access_key", "endpoint"}
+    )
+
+    path: Path | None = None
+
+
+class StorageTable(Table, frozen=True):
+    backend: Literal["filesystem"] = "filesystem"
+    options: StorageOptions = StorageOptions()
+    path: Path | None = None
+
+
+class ManagementTable(Table, frozen=True):
+    enabled: bool = False
+    base_path: URLPath = "admin"
+    network: str | None = None
+
+
+class ListenerTable(Table, frozen=True):
+    """`network.<n>.http`, also spelled tcp_config."""
+
+    bind_address: Host = "0.0.0.0"
+    bind_port: Port = 8080
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    force_https: bool = False
+
+
+class DicomListenerTable(Table, frozen=True):
+    aliases: ClassVar[Mapping[str, str]] = {
+        "local_aet": "aet",
+        "bind_addr": "bind_address",
+        "port": "bind_port",
+    }
+
+    bind_address: Host = "0.0.0.0"
+    bind_port: Port = 11112
+    aet: AETitle | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+
+
+class NetworkTable(Table, frozen=True):
+    aliases: ClassVar[Mapping[str, str]] = {"tcp_config": "http"}
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "interface"})
+    unsupported: ClassVar[Mapping[str, str]] = {"http3": HTTP3}
+
+    enable_wireguard: bool = False
+    http: ListenerTable | None = None
+    dicom: DicomListenerTable | None = None
+
+
+class TLSTable(Table, frozen=True):
+    enabled: bool = False
+
+
+class ConnectionTable(Table, frozen=True):
+    host: Host | None = None
+    """A name or address; some files hold a whole URL here."""
+    port: Port | None = None
+    protocol: Protocol | None = None
+    base_path: URLPath | None = None
+    ca_cert_path: Path | None = None
+    tls: TLSTable = TLSTable()
+
+
+class PeerTable(Table, frozen=True):
+    """`peers.<n>` and `targets.<n>`."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"type": "protocol"}
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name", "description", "tags"})
+
+    enabled: bool = True
+    connection: ConnectionTable = ConnectionTable()
+    protocol: Protocol | None = None
+    url: Host | None = None
+    authentication: str | None = None
+    timeout_secs: TimeoutSecs | None = None
+    max_retries: Retries | None = None
+
+
+class AuthenticationTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset({"name", "description"})
+
+    method: Literal["jwt", "basic", "bearer", "api_key", "mutual_tls", "custom", "none"]
+    id: str | None = None
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class PolicyTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name", "description"})
+
+    rules: tuple[str | dict[str, Any], ...] = ()
+    enabled: bool = True
+
+
+class RuleTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name", "description"})
+
+    type: Literal[
+        "ip_allow",
+        "ip_deny",
+        "rate_limit",
+        "path",
+        "method",
+        "header",
+        "content_type",
+        "query_parameter",
+        "user_agent",
+        "time_based",
+        "geo",
+        "allow_all",
+        "deny_all",
+    ]
+    weight: Annotated[int, Meta(ge=-1000, le=1000)] = 100
+    enabled: bool = True
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ModuleTable(Table, frozen=True):
+    """`services.<n>` and `middleware_types.<n>`: what is built in is listed in options.py, so this only informs."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"type"})
+
+    module: Annotated[
+        str, Meta(max_length=0, extra={"allowed": '"": extension modules are not available'})
+    ] = ""
+
+
+class SplitMiddleware(Table, frozen=True):
+    left: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
+
+
+class PipelineTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name"})
+
+    networks: Annotated[tuple[str, ...], Meta(min_length=1)]
+    endpoints: Annotated[tuple[str, ...], Meta(min_length=1)]
+    description: str = "Unnamed pipeline"
+    middleware: Annotated[
+        tuple[str, ...] | dict[str, Any],
+        Meta(extra={"allowed": "a list of names or a table with the lists left and right"}),
+    ] = ()
+    backends: tuple[str, ...] = ()
+
+
+class EndpointTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name", "description"})
+
+    service: Name
+    peer_ref: str | None = None
+    connection: ConnectionTable = ConnectionTable()
+    authentication: str | None = None
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class BackendTable(Table, frozen=True):
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name", "description"})
+
+    service: Name
+    target_ref: str | None = None
+    targets: tuple[str, ...] = ()
+    connection: ConnectionTable = ConnectionTable()
+    authentication: str | None = None
+    timeout_secs: TimeoutSecs | None = None
+    max_retries: Retries | None = None
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class MiddlewareTable(Table, frozen=True):
+    """Every other key of the table is an option as well, see `harmony.gateway.loading`."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"middleware_type": "type"}
+    ignored: ClassVar[frozenset[str]] = frozenset({"id", "name", "description"})
+
+    type: str | None = None
+    authentication: str | None = None
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
