@@ -1,0 +1,38 @@
+"""A minimal HTTP/1.1 server on h11, with streamed bodies in both directions, and the client for calling upstreams.
+
+`HTTPServer` runs a handler, usually a `Router`, for each `Request` and sends its `Response`; `harmony.http.client` is
+the other direction, imported by name, so that a server does not load it.
+"""
+
+from harmony.http.headers import Headers
+from harmony.http.message import (
+    FileBody,
+    HTTPError,
+    Query,
+    Request,
+    RequestBody,
+    Response,
+    error_response,
+    json_response,
+)
+from harmony.http.router import Handler, Route, RouteConflict, Router, normalize_prefix
+from harmony.http.server import HTTPServer, ServerLimits
+
+__all__ = [
+    "FileBody",
+    "HTTPError",
+    "HTTPServer",
+    "Handler",
+    "Headers",
+    "Query",
+    "Request",
+    "RequestBody",
+    "Response",
+    "Route",
+    "RouteConflict",
+    "Router",
+    "ServerLimits",
+    "error_response",
+    "json_response",
+    "normalize_prefix",
+]

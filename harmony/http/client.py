@@ -1,0 +1,461 @@
+"""Calling an HTTP/1.1 upstream: streamed uploads, answers that come early, deadlines on every phase (h11, no more).
+
+The client sends and listens at once. An upstream that answers 401 or 409 before it has read an upload of gigabytes is
+heard, and the sending stops; most clients would only report a broken pipe. A file goes out with Content-Length, never
+chunked, and is read off the event loop. Redirects are returned, not followed: what was meant for one host is not sent
+to another.
+
+Deadlines: `timeout_s` is given to each phase (a free connection, connecting with TLS, each write the upstream must take
+something of, the response head once the request is sent, each read of the response). `upload` and `request` as a whole
+end after three times that plus the time their bytes would take at MINIMUM_RATE, so dribbling does not prolong them.
+
+A kept connection is reused while it is fresh; if it turns out to be closed, only an idempotent request without a
+streamed body is sent again (RFC 9110 §9.2.2). Errors name the host and port, never path, query or credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+import h11
+
+from harmony import __version__
+from harmony.http.channel import Channel, ChannelClosed, ChannelStalled
+from harmony.http.files import FileChunks, open_file
+from harmony.http.headers import Headers, HeadersLike
+
+__all__ = [
+    "Authentication",
+    "AuthenticationKind",
+    "HTTPClient",
+    "UpstreamError",
+    "UpstreamResponse",
+    "UpstreamStream",
+]
+
+MINIMUM_RATE_BYTES_PER_S = 64 * 1024
+"""An upstream slower than this over a whole upload counts as hanging; half a megabit is the worst of site links."""
+
+MAXIMUM_RESPONSE_BYTES = 16 * 1024 * 1024
+"""What `upload` and `request` keep of a response body; `stream` is for larger ones."""
+
+MAXIMUM_HEADER_BYTES = 64 * 1024
+
+REUSE_WITHIN_S = 4.0
+"""Many servers close an idle connection after 5 s; a request must not race with that."""
+
+_IDEMPOTENT = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")  # RFC 9110 §9.2.2
+
+_OURS = ("Host", "Connection", "Keep-Alive", "Content-Length", "Transfer-Encoding", "Upgrade", "TE", "Expect")
+
+
+class AuthenticationKind(Enum):
+    NONE = "none"
+    BASIC = "basic"
+    BEARER = "bearer"
+    API_KEY = "api_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Authentication:
+    """What is sent to prove who we are. repr shows the kind only."""
+
+    kind: AuthenticationKind = AuthenticationKind.NONE
+    header: str = ""
+    value: str = field(default="", repr=False)
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls()
+
+    @classmethod
+    def basic(cls, username: str, password: str) -> Self:
+        """RFC 7617; neither may hold a control character, the name no colon."""
+        if ":" in username or any(ord(c) < 32 or ord(c) == 127 for c in username + password):
+            raise ValueError("basic authentication: colon in the user name or control character")
+        token = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
+        return cls(AuthenticationKind.BASIC, "Authorization", f"Basic {token}")
+
+    @classmethod
+    def bearer(cls, token: str) -> Self:
+        """RFC 6750."""
+        return cls(AuthenticationKind.BEARER, "Authorization", f"Bearer {token}")
+
+    @classmethod
+    def api_key(cls, key: str, *, header: str = "X-API-Key") -> Self:
+        return cls(AuthenticationKind.API_KEY, header, key)
+
+    def __post_init__(self) -> None:
+        if self.header:
+            Headers(
+                {self.header: self.value}
+            )  # ValueError for what no header can carry; its text has no value
+
+
+class UpstreamError(Exception):
+    """No usable answer. kind: "connect" (nothing was sent), "timeout", "protocol" (closed early, or not HTTP)."""
+
+    def __init__(self, kind: Literal["connect", "timeout", "protocol"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamResponse:
+    """A whole response. truncated: the body went on past the limit and was not read further."""
+
+    status: int
+    headers: Headers
+    body: bytes = field(repr=False)
+    truncated: bool = False
+
+
+class UpstreamStream:
+    """A response whose body is still coming: iterate over it, once, within `HTTPClient.stream`."""
+
+    __slots__ = ("_chunks", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, chunks: AsyncIterator[bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._chunks
+
+
+class HTTPClient:
+    """Requests to one upstream, over at most `maximum_connections` connections."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 30.0,
+        authentication: Authentication | None = None,
+        verify: bool = True,
+        ca_cert_path: Path | None = None,
+        maximum_connections: int = 10,
+        maximum_response_bytes: int = MAXIMUM_RESPONSE_BYTES,
+    ) -> None:
+        """base_url: http(s)://host[:port][/path]; paths of requests are appended to it.
+
+        verify: check the certificate and host name of an https upstream, against `ca_cert_path` or the system's store.
+        Raises ValueError for a URL that is not one, or has credentials in it; OSError when the store cannot be read.
+        """
+        try:
+            url = urlsplit(base_url)
+            port = url.port
+        except ValueError:
+            raise ValueError("base_url: port or host is malformed") from None
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+            raise ValueError("base_url: expected http(s)://host[:port][/path]")
+        if "@" in url.netloc:
+            raise ValueError("base_url: credentials belong into authentication, not into the URL")
+        self._tls = _tls_context(verify=verify, ca_cert_path=ca_cert_path) if url.scheme == "https" else None
+        self._host = url.hostname
+        self._port = port if port is not None else 443 if self._tls else 80
+        self._base_path = url.path.rstrip("/")
+        self._authority = url.netloc
+        self._timeout_s = timeout_s
+        self._authentication = authentication if authentication is not None else Authentication.none()
+        self._maximum_response_bytes = maximum_response_bytes
+        self._slots = asyncio.Semaphore(maximum_connections)
+        self._idle: list[_Link] = []
+
+    async def upload(
+        self, method: str, path: str, *, file_path: Path, content_type: str, headers: HeadersLike = ()
+    ) -> UpstreamResponse:
+        """Send a file. Raises UpstreamError, or OSError/EOFError when the file cannot be read to its length."""
+        descriptor, size = await open_file(file_path)
+        chunks = FileChunks(descriptor, offset=0, length=size)
+        fields = Headers(headers).set("Content-Type", content_type)
+        try:
+            return await self._whole(method, path, fields, chunks, size)
+        finally:
+            await chunks.aclose()
+
+    async def request(
+        self, method: str, path: str, *, body: bytes = b"", headers: HeadersLike = ()
+    ) -> UpstreamResponse:
+        """Send bytes, or nothing. Raises UpstreamError."""
+        return await self._whole(method, path, Headers(headers), body, len(body))
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | AsyncIterable[bytes] = b"",
+        content_length: int | None = None,
+        headers: HeadersLike = (),
+    ) -> AsyncIterator[UpstreamStream]:
+        """Send bytes or chunks as they come (chunked without `content_length`), yield the response as it comes.
+
+        Only the timeouts of the phases apply. Raises UpstreamError, and whatever `body` raises. Leaving before the end
+        of the response closes the connection.
+        """
+        length = len(body) if isinstance(body, bytes) else content_length
+        request = self._request(method, path, Headers(headers), length)
+        await self._slot()
+        link: _Link | None = None
+        try:
+            link = self._reusable(request, body) or await self._connect()
+            try:
+                response = await link.ask(request, body)
+            except UpstreamError:
+                if not link.stale:
+                    raise
+                link.channel.abort()
+                link = await self._connect()
+                response = await link.ask(request, body)
+            fields = Headers.from_wire(response.headers)
+            chunks = link.chunks()
+            try:
+                yield UpstreamStream(response.status_code, fields, chunks)
+            finally:
+                await chunks.aclose()
+        finally:
+            self._slots.release()
+            if link is not None and link.rest():
+                self._idle.append(link)
+            elif link is not None:
+                link.channel.abort()
+
+    async def aclose(self) -> None:
+        """Close the connections kept for reuse."""
+        while self._idle:
+            self._idle.pop().channel.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<HTTPClient {self._host}:{self._port}>"
+
+    async def _whole(
+        self, method: str, path: str, headers: Headers, body: bytes | FileChunks, size: int
+    ) -> UpstreamResponse:
+        deadline_s = 3 * self._timeout_s + size / MINIMUM_RATE_BYTES_PER_S
+        whole, truncated = bytearray(), False
+        try:
+            async with asyncio.timeout(deadline_s):
+                async with self.stream(
+                    method, path, body=body, content_length=size, headers=headers
+                ) as response:
+                    async for chunk in response:
+                        room = self._maximum_response_bytes - len(whole)
+                        whole += chunk[:room]
+                        if len(chunk) > room:
+                            truncated = True
+                            break
+        except TimeoutError:
+            raise self._error("timeout", f"request not finished within {deadline_s:g} s") from None
+        return UpstreamResponse(response.status, response.headers, bytes(whole), truncated)
+
+    def _request(self, method: str, path: str, headers: Headers, length: int | None) -> h11.Request:
+        """Raises ValueError for a method, path or header that cannot be sent."""
+        fields = headers.without(*_OURS)
+        for name, value in (("User-Agent", f"harmony/{__version__}"), ("Accept-Encoding", "identity")):
+            fields = fields if name in fields else fields.add(name, value)
+        if self._authentication.header:
+            fields = fields.set(self._authentication.header, self._authentication.value)
+        wire = [(b"Host", self._authority.encode("idna" if not self._authority.isascii() else "ascii"))]
+        wire += [(name.encode("ascii"), value.encode("latin-1")) for name, value in fields]
+        if length is None:
+            wire.append((b"Transfer-Encoding", b"chunked"))
+        elif length or method not in ("GET", "HEAD", "OPTIONS", "DELETE"):
+            wire.append((b"Content-Length", b"%d" % length))
+        target = self._base_path + "/" + path.lstrip("/") if path else self._base_path or "/"
+        try:
+            return h11.Request(method=method, target=target, headers=wire)
+        except (h11.LocalProtocolError, UnicodeEncodeError):
+            raise ValueError(
+                "method or path cannot be sent: expected ASCII without spaces or controls"
+            ) from None
+
+    async def _slot(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise self._error("timeout", f"no free connection within {self._timeout_s:g} s") from None
+
+    def _reusable(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> _Link | None:
+        """A kept connection that is still good, its cycle begun anew."""
+        repeatable = isinstance(body, bytes) and request.method.decode("ascii") in _IDEMPOTENT
+        while self._idle:
+            link = self._idle.pop()
+            if link.revive(repeatable=repeatable):
+                return link
+            link.channel.abort()
+        return None
+
+    async def _connect(self) -> _Link:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                _, channel = await loop.create_connection(Channel, self._host, self._port, ssl=self._tls)
+        except TimeoutError:
+            raise self._error("timeout", f"not connected within {self._timeout_s:g} s") from None
+        except (
+            OSError,
+            UnicodeError,
+        ) as error:  # ssl.SSLError is an OSError; UnicodeError: impossible host names
+            reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+            raise self._error("connect", reason) from error
+        return _Link(channel, self._timeout_s, self._error)
+
+    def _error(self, kind: Literal["connect", "timeout", "protocol"], what: str) -> UpstreamError:
+        return UpstreamError(kind, f"upstream {self._host}:{self._port}: {what}")
+
+
+class _Link:
+    """One connection to the upstream, one request at a time."""
+
+    def __init__(self, channel: Channel, timeout_s: float, error: _ErrorMaker) -> None:
+        self.channel = channel
+        self._timeout_s = timeout_s
+        self._error = error
+        self._loop = asyncio.get_running_loop()
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAXIMUM_HEADER_BYTES)
+        self._idle_since = 0.0
+        self._repeatable = False
+        self._heard = False  # any byte came since the request
+
+    @property
+    def stale(self) -> bool:
+        """A kept connection that was closed before our request reached anybody, and the request may be repeated."""
+        return self._repeatable and not self._heard and self.channel.eof
+
+    def rest(self) -> bool:
+        """After an exchange: True when another request may follow on this connection."""
+        done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        if not done or self.channel.eof or self.channel.buffered_bytes or self._http.trailing_data[0]:
+            return False
+        self._idle_since = self._loop.time()
+        return True
+
+    def revive(self, *, repeatable: bool) -> bool:
+        """Begin another exchange; False when the connection is no longer good for one."""
+        if self.channel.eof or self.channel.buffered_bytes or self.channel.transport.is_closing():
+            return False
+        if self._loop.time() - self._idle_since > REUSE_WITHIN_S:
+            return False
+        self._http.start_next_cycle()
+        self._repeatable = repeatable
+        self._heard = False
+        return True
+
+    async def ask(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> h11.Response:
+        """Send the request and, meanwhile, wait for the head of its response."""
+        sending = self._loop.create_task(self._send(request, body))
+        reading = self._loop.create_task(self._read_head())
+        try:
+            await asyncio.wait((sending, reading), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                self._check_sent(sending)
+                await asyncio.wait((reading,), timeout=self._timeout_s)
+            elif reading.exception() is not None and sending.done():
+                self._check_sent(sending)
+            if not reading.done():
+                raise self._error("timeout", f"no response within {self._timeout_s:g} s")
+            return reading.result()
+        finally:
+            sending.cancel()
+            reading.cancel()
+            await asyncio.wait((sending, reading))
+            for task in (sending, reading):  # fetched, so that none is reported as forgotten
+                if not task.cancelled():
+                    task.exception()
+
+    def _check_sent(self, sending: asyncio.Task[None]) -> None:
+        """Raise why the request could not be sent; that the upstream closed is left to the reading to find out."""
+        error = sending.exception()
+        if isinstance(error, ChannelStalled):
+            raise self._error("timeout", f"took nothing of the request for {self._timeout_s:g} s")
+        if error is not None and not isinstance(error, ChannelClosed):
+            raise error
+
+    async def _send(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> None:
+        http, write, timeout_s = self._http, self.channel.write, self._timeout_s
+        head = http.send(request)
+        if isinstance(body, bytes):
+            data = http.send_with_data_passthrough(h11.Data(data=body)) or [] if body else []
+            await write(head, *data, http.send(h11.EndOfMessage()), timeout_s=timeout_s)
+            return
+        await write(head, timeout_s=timeout_s)
+        chunks = aiter(body)
+        try:
+            async for chunk in chunks:
+                if chunk:
+                    pieces = http.send_with_data_passthrough(h11.Data(data=chunk)) or []
+                    await write(*pieces, timeout_s=timeout_s)
+            await write(http.send(h11.EndOfMessage()), timeout_s=timeout_s)
+        finally:
+            close = getattr(chunks, "aclose", None)  # generators have it, an AsyncIterator need not
+            if close is not None:
+                await close()
+
+    async def _read_head(self) -> h11.Response:
+        while True:
+            event = await self._next_event(None)  # `ask` bounds it: how long depends on the sending
+            if isinstance(event, h11.Response):
+                return event
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The response body."""
+        while True:
+            event = await self._next_event(self._timeout_s)
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+            elif not isinstance(event, h11.InformationalResponse):
+                return
+
+    async def _next_event(self, timeout_s: float | None) -> h11.Event | type[h11.PAUSED]:
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as error:
+                # h11 quotes what came; an upstream's bytes may be patient data.
+                what = (
+                    "closed the connection before the end of its response" if self.channel.eof else "not HTTP"
+                )
+                raise self._error("protocol", what) from error
+            if event is not h11.NEED_DATA:
+                return event  # type: ignore[return-value]  # mypy does not narrow h11's sentinels
+            try:
+                await self.channel.wait_for_data(None if timeout_s is None else self._loop.time() + timeout_s)
+            except TimeoutError:
+                raise self._error("timeout", f"response paused for more than {timeout_s:g} s") from None
+            data = self.channel.take()
+            self._heard = self._heard or bool(data)
+            self._http.receive_data(data)  # b"": the end
+
+
+_ErrorMaker = Callable[[Literal["connect", "timeout", "protocol"], str], UpstreamError]
+
+
+def _tls_context(*, verify: bool, ca_cert_path: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(ca_cert_path) if ca_cert_path is not None else None)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,476 @@
+"""One server connection: heads, bodies and framing by h11, everything about time and memory here (RFC 9112).
+
+One task per connection takes bytes from its channel, request after request, runs the handler and writes the answer; the
+channel (channel.py) bounds what is buffered on either side. A client that leaves cancels the task, wherever the handler
+is; its generators are closed. A client that only shuts down its sending side while its request is being answered counts
+as gone too: TCP does not tell the two apart. (While a handler leaves a large body unread, the socket is not read, and
+the leaving is noticed at the next read or write.)
+
+Each request gets a fresh h11 connection, and of a head no more bytes than the limit are fed, so that a request has one
+outcome however TCP happened to cut it. Created by `HTTPServer` (server.py), which also stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from time import time
+from typing import Protocol
+
+import h11
+
+from harmony import __version__
+from harmony.http.channel import Channel, ChannelClosed
+from harmony.http.files import file_response
+from harmony.http.headers import Headers
+from harmony.http.message import FileBody, HTTPError, Request, RequestBody, Response, error_response
+
+__all__ = ["Connection", "ServerLimits"]
+
+logger = logging.getLogger("harmony.http")
+
+DRAIN_BYTES = 256 * 1024
+"""How much of a request body that nobody read is skipped to keep the connection; more costs more than a new one."""
+
+LINGER_TIMEOUT_S = 5.0
+"""How long a client may go on sending after its answer: closing at once would reset the connection, and the answer be
+lost on its way (RFC 9112 §9.6)."""
+
+_FOREIGN = {0x16: "TLS", 0x01: "DICOM (A-ASSOCIATE-RQ)"}  # first byte of a record, of a PDU (PS3.8 §9.3.2)
+
+_NO_BODY_STATUS = (204, 304)  # RFC 9110 §6.4.1
+
+_HOP_BY_HOP = ("Connection", "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade")  # ours to decide
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What one connection may cost. Times in seconds."""
+
+    maximum_header_bytes: int = 64 * 1024
+    """Request line and header fields together; also one chunk header, or the trailers."""
+    maximum_body_bytes: int | None = None
+    """Default of `RequestBody.maximum_bytes`; None: unlimited, for bodies are streamed."""
+    header_timeout_s: float = 10.0
+    """From connecting, or the first byte of a later request, to the end of the head; dribbling does not extend it."""
+    idle_keep_alive_timeout_s: float = 75.0
+    """From one answer to the first byte of the next request."""
+    body_read_timeout_s: float = 60.0
+    """For each next piece of a request body."""
+    write_timeout_s: float = 60.0
+    """For the client to take any of what is waiting to be sent."""
+    maximum_connections: int = 1000
+    """Further ones are answered 503."""
+    maximum_requests_per_connection: int | None = None
+
+
+class ConnectionOwner(Protocol):
+    """What a connection needs of its server."""
+
+    handler: Callable[[Request], Awaitable[Response]]
+    limits: ServerLimits
+
+    def opened(self, connection: Connection) -> bool:
+        """False when there are too many already."""
+
+    def closed(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """One accepted connection, served by one task until it closes. `channel` is the protocol to give to asyncio."""
+
+    def __init__(self, owner: ConnectionOwner, *, network: str = "", scheme: str = "http") -> None:
+        self._owner = owner
+        self._limits = owner.limits
+        self._network = network
+        self._scheme = scheme
+        self._loop = asyncio.get_running_loop()
+        self.channel = Channel(opened=self._start, peer_left=self._abandon)
+        self.task: asyncio.Task[None] | None = None
+        self._client = ("", 0)
+        self._http = h11.Connection(h11.SERVER)
+        self.idle = False  # waiting for the first byte of a request
+        self._busy = False  # a handler is running or its answer being sent
+        self._abandoned = False
+        self._closing = False  # no further request
+        self._requests = 0
+        self._response_started = False
+        self._sent_bytes = 0
+
+    def __repr__(self) -> str:
+        state = "busy" if self._busy else "idle" if self.idle else "open"
+        return f"<HTTP connection {self._client[0]}:{self._client[1]} {state}, request {self._requests}>"
+
+    def finish_soon(self) -> None:
+        """Take no further request; close now if none is in progress."""
+        self._closing = True
+        if self.idle:
+            self.channel.wake()
+
+    def abort(self) -> None:
+        """Close now, whatever is in progress; the task ends soon after."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def _start(self) -> None:
+        peer = self.channel.transport.get_extra_info("peername")
+        if isinstance(peer, tuple) and len(peer) >= 2:
+            self._client = (str(peer[0]), int(peer[1]))
+        admitted = self._owner.opened(self)
+        self.task = self._loop.create_task(
+            self._run(admitted), name=f"http {self._client[0]}:{self._client[1]}"
+        )
+
+    def _abandon(self) -> None:
+        """The client left: cancel the handler, once, so that its clean-up is not cancelled as well."""
+        if self._busy and not self._abandoned and self.task is not None:
+            self._abandoned = True
+            self.task.cancel()
+
+    # The task
+
+    async def _run(self, admitted: bool) -> None:
+        try:
+            if admitted:
+                while await self._serve_one():
+                    pass
+            else:
+                await self._refuse(HTTPError(503, "too many connections", headers={"Retry-After": "1"}))
+            await self._close()
+        except ChannelClosed as reason:
+            logger.debug("%r: %s", self, reason)
+        except Exception:
+            logger.exception("%r failed", self)
+        finally:
+            self.channel.abort()
+            self._owner.closed(self)
+
+    async def _serve_one(self) -> bool:
+        """Read and answer one request; False when the connection should close."""
+        limits = self._limits
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.maximum_header_bytes)
+        self.idle = True
+        self._response_started = False
+        self._sent_bytes = 0
+        try:
+            head = await self._read_head()
+        except HTTPError as error:
+            logger.debug("%r: refused with %d: %s", self, error.status, error.message)
+            await self._refuse(error)
+            return False
+        finally:
+            self.idle = False
+        if head is None:
+            return False
+        self._requests += 1
+        self._busy = True
+        try:
+            await self._exchange(head)
+            await self._skip_request_body()
+        finally:
+            self._busy = False
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE or self._closing:
+            return False
+        trailing, _ = self._http.trailing_data
+        if trailing:  # pipelined: goes back to the front of the queue
+            self.channel.put_back(trailing)
+        return True
+
+    async def _exchange(self, head: h11.Request) -> None:
+        """Run the handler and send what it answers, or the error that came instead."""
+        started = self._loop.time()
+        method = head.method.decode("ascii")
+        request: Request | None = None
+        status = 0
+        try:
+            try:
+                request = self._request(head, method)
+                response = await self._owner.handler(request)
+                if not isinstance(response, Response):
+                    raise TypeError(f"handler returned {type(response).__name__}, expected Response")
+                status = response.status
+                await self._respond(request, method, response)
+            except (Exception, asyncio.CancelledError) as error:
+                answer = self._answer_to(error)
+                status = answer.status
+                await self._respond(request, method, answer)
+        finally:
+            raw_path = request.raw_path if request is not None else "(bad target)"
+            elapsed_ms = (self._loop.time() - started) * 1000
+            logger.debug("%s %s %d %d bytes %.1f ms", method, raw_path, status, self._sent_bytes, elapsed_ms)
+
+    def _answer_to(self, error: BaseException) -> Response:
+        """The error response for what a handler or its body raised; raises when there is nothing left to answer."""
+        task = self.task
+        if isinstance(error, ChannelClosed) or (
+            isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+        ):
+            raise error
+        if not self._response_started:
+            if isinstance(error, HTTPError):
+                return error.response()
+            logger.error("%r: handler failed", self, exc_info=error)
+            return error_response(500, "internal error")
+        logger.error("%r: response broke off", self, exc_info=error)
+        raise ChannelClosed("response broke off; connection aborted") from error
+
+    # Receiving
+
+    async def _read_head(self) -> h11.Request | None:
+        """The next request head; None when there will be none. Raises HTTPError with the answer to a bad one."""
+        limits = self._limits
+        first = self._requests == 0
+        deadline = self._loop.time() + (
+            limits.header_timeout_s if first else limits.idle_keep_alive_timeout_s
+        )
+        started = False  # anything but line ends has come
+        room = limits.maximum_header_bytes
+        while True:
+            try:
+                await self.channel.wait_for_data(deadline)
+            except TimeoutError:
+                if not started:
+                    return None
+                raise HTTPError(408, "request head took too long") from None
+            if not self.channel.buffered_bytes:  # end of file, or the server stops
+                return None
+            if self.idle and not first:
+                deadline = self._loop.time() + limits.header_timeout_s
+            self.idle = False
+            chunk = self.channel.take(room)
+            room -= len(chunk)
+            if not started:
+                chunk = chunk.lstrip(b"\r\n")  # RFC 9112 §2.2: empty lines before a request are ignored
+                if chunk and first and chunk[0] in _FOREIGN:
+                    logger.info("%s:%d speaks %s, not HTTP; closed", *self._client, _FOREIGN[chunk[0]])
+                    raise ChannelClosed("not HTTP")
+                started = bool(chunk)
+            if chunk:
+                self._http.receive_data(chunk)
+                try:
+                    event = self._http.next_event()
+                except h11.RemoteProtocolError as error:
+                    raise _malformed(error) from error
+                if isinstance(event, h11.Request):
+                    _check_head(event)
+                    return event
+            if room <= 0:
+                raise HTTPError(431, f"request head exceeds {limits.maximum_header_bytes} bytes")
+
+    def _request(self, head: h11.Request, method: str) -> Request:
+        headers = Headers.from_wire(head.headers)
+        length = headers.get("content-length")
+        chunked = "transfer-encoding" in headers
+        body = RequestBody(
+            functools.partial(self._receive_body, self._http),
+            None if chunked else int(length or 0),
+            maximum_bytes=self._limits.maximum_body_bytes,
+        )
+        return Request(
+            method,
+            head.target.decode("ascii"),
+            headers=headers,
+            body=body,
+            client=self._client,
+            scheme=self._scheme,
+            network=self._network,
+        )
+
+    async def _receive_body(self, http: h11.Connection) -> bytes:
+        """The next piece of the request body, b"" at its end. `http` tells the requests of a connection apart."""
+        if http is not self._http:
+            raise RuntimeError("request body read after its request was answered")
+        if http.they_are_waiting_for_100_continue and not self.channel.buffered_bytes:
+            await self._write(
+                http.send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+            )
+        while http.their_state is h11.SEND_BODY:
+            try:
+                event = http.next_event()
+            except h11.RemoteProtocolError as error:
+                raise _malformed(error) from error
+            if isinstance(event, h11.Data) and event.data:
+                return bytes(event.data)
+            if event is h11.NEED_DATA:
+                timeout_s = self._limits.body_read_timeout_s
+                try:
+                    await self.channel.wait_for_data(self._loop.time() + timeout_s)
+                except TimeoutError:
+                    self._closing = True
+                    raise HTTPError(408, f"no more of the request body within {timeout_s:g} s") from None
+                if not self.channel.buffered_bytes:
+                    raise ChannelClosed("connection closed within a request body")
+                http.receive_data(self.channel.take())
+        return b""
+
+    async def _skip_request_body(self) -> None:
+        """Read what the handler left of a short request body, so that the next request can follow."""
+        http, skipped = self._http, 0
+        if http.our_state is not h11.DONE:  # we close anyway; _close lingers
+            return
+        try:
+            async with asyncio.timeout(LINGER_TIMEOUT_S):
+                while skipped <= DRAIN_BYTES:
+                    piece = await self._receive_body(http)
+                    if not piece:
+                        return
+                    skipped += len(piece)
+        except (HTTPError, TimeoutError):
+            return
+
+    # Sending
+
+    async def _refuse(self, error: HTTPError) -> None:
+        """Answer what never became a request; the connection closes afterwards."""
+        self._closing = True
+        await self._respond(None, "", error.response())
+
+    async def _respond(self, request: Request | None, method: str, response: Response) -> None:
+        """Send one response. Whatever its body raises comes through; `_response_started` tells if it was too late."""
+        if isinstance(response.body, FileBody):
+            try:
+                response = await file_response(request, response, response.body)
+            except FileNotFoundError:
+                response = error_response(404, "Not found")
+        if response.body is None or isinstance(response.body, bytes):
+            await self._send_whole(request, method, response, response.body or b"")
+            return
+        assert not isinstance(response.body, FileBody)
+        chunks = aiter(response.body)
+        try:
+            await self._send_stream(request, method, response, chunks)
+        finally:
+            close = getattr(chunks, "aclose", None)  # generators have it, an AsyncIterator need not
+            if close is not None:
+                await close()
+
+    async def _send_whole(
+        self, request: Request | None, method: str, response: Response, body: bytes
+    ) -> None:
+        without_body = method == "HEAD" or response.status in _NO_BODY_STATUS
+        length = response.content_length if method == "HEAD" and not body else None
+        pieces = [self._http.send(self._head(request, response, len(body) if length is None else length))]
+        if body and not without_body:
+            pieces += self._data(body)
+        pieces.append(self._http.send(h11.EndOfMessage()))
+        self._response_started = True
+        await self._write(*pieces)
+
+    async def _send_stream(
+        self,
+        request: Request | None,
+        method: str,
+        response: Response,
+        chunks: AsyncIterator[bytes | memoryview],
+    ) -> None:
+        length = response.content_length
+        if method == "HEAD" or response.status in _NO_BODY_STATUS:
+            pieces = [self._http.send(self._head(request, response, length))]
+        else:
+            first = await _next_chunk(
+                chunks
+            )  # before the head: a backend that fails at once is a proper error
+            if first is None and length is None:
+                length = 0
+            pieces = [self._http.send(self._head(request, response, length))]
+            self._response_started = True
+            while first is not None:
+                await self._write(*pieces, *self._data(first))
+                pieces = []
+                first = await _next_chunk(chunks)
+        self._response_started = True
+        await self._write(*pieces, self._http.send(h11.EndOfMessage()))
+
+    def _data(self, chunk: bytes) -> list[bytes]:
+        self._sent_bytes += len(chunk)
+        return self._http.send_with_data_passthrough(h11.Data(data=chunk)) or []
+
+    def _head(self, request: Request | None, response: Response, length: int | None) -> h11.Response:
+        headers = response.headers.without(*_HOP_BY_HOP)
+        fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
+        if length is not None and response.status not in _NO_BODY_STATUS:
+            fields.append((b"Content-Length", b"%d" % length))
+        for name, value in _DEFAULTS:
+            if name.decode("ascii") not in headers:
+                fields.append((name, value))
+        if "Date" not in headers:
+            fields.append((b"Date", _date(int(time()))))
+        if self._must_close(request) or (response.headers.get("Connection") or "").lower() == "close":
+            fields.append((b"Connection", b"close"))
+        return h11.Response(status_code=response.status, headers=fields, reason=_reason(response.status))
+
+    def _must_close(self, request: Request | None) -> bool:
+        """True when this answer is the last one on this connection."""
+        maximum = self._limits.maximum_requests_per_connection
+        if self._closing or request is None:
+            return True
+        if maximum is not None and self._requests >= maximum:
+            return True
+        if self._http.they_are_waiting_for_100_continue or self._http.their_state is h11.ERROR:
+            return True
+        body = request.body
+        return self._http.their_state is h11.SEND_BODY and (
+            body.content_length is not None and body.content_length - body.received_bytes > DRAIN_BYTES
+        )
+
+    async def _write(self, *pieces: bytes) -> None:
+        await self.channel.write(*pieces, timeout_s=self._limits.write_timeout_s)
+
+    async def _close(self) -> None:
+        """Let the client have its answer, then close."""
+        channel = self.channel
+        unread = channel.buffered_bytes or self._http.their_state not in (h11.DONE, h11.MUST_CLOSE)
+        if self._response_started and unread and not channel.eof:
+            await channel.linger(LINGER_TIMEOUT_S)
+        await channel.close(timeout_s=self._limits.write_timeout_s)
+
+
+async def _next_chunk(chunks: AsyncIterator[bytes | memoryview]) -> bytes | None:
+    """The next chunk that is not empty, copied if it was a view; None at the end."""
+    async for chunk in chunks:
+        if len(chunk):
+            return chunk if isinstance(chunk, bytes) else bytes(chunk)
+    return None
+
+
+def _check_head(head: h11.Request) -> None:
+    """What h11 lets pass and a gateway should not."""
+    if head.http_version not in (b"1.0", b"1.1"):
+        raise HTTPError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    if head.method == b"CONNECT":
+        raise HTTPError(501, "CONNECT is not implemented")
+    names = {name for name, _ in head.headers}
+    if b"transfer-encoding" in names and (b"content-length" in names or head.http_version == b"1.0"):
+        # RFC 9112 §6.1: how requests are smuggled past whoever reads the other field.
+        raise HTTPError(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
+
+
+def _malformed(error: h11.RemoteProtocolError) -> HTTPError:
+    """h11's own text quotes what came, which may be patient data: only the status is taken over."""
+    status = error.error_status_hint if 400 <= error.error_status_hint <= 599 else 400
+    messages = {400: "malformed request", 431: "request header fields too large", 501: "not implemented"}
+    return HTTPError(status, messages.get(status, "malformed request"))
+
+
+@functools.lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode("ascii")
+
+
+@functools.lru_cache(maxsize=64)
+def _reason(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode("ascii")
+    except ValueError:
+        return b""
+
+
+_DEFAULTS = (
+    (b"Server", b"harmony/" + __version__.encode("ascii")),
+    (b"X-Content-Type-Options", b"nosniff"),
+)

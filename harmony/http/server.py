@@ -1,0 +1,124 @@
+"""The HTTP server: listeners, the connections they accepted, an orderly end.
+
+One server has one handler and any number of listeners, one per network; a request carries the name of the network it
+came in on. `stop` closes the listeners and the idle connections at once, lets requests in flight finish within the
+grace it is given, and cancels what is left. What happens on a connection is in connection.py.
+
+The gateway starts it; a `Router` is a handler, and so is anything that wraps one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as tls
+from collections.abc import Awaitable, Callable
+
+from harmony.http.connection import LINGER_TIMEOUT_S, Connection, ServerLimits
+from harmony.http.message import Request, Response
+
+__all__ = ["HTTPServer", "ServerLimits"]
+
+LISTEN_BACKLOG = 512
+"""Connections the kernel completes ahead of us: a burst of clients is no reason to refuse any."""
+
+MAXIMUM_REFUSED_CONNECTIONS = 100
+"""Connections over the limit that are being told so at one time; any more are closed without a word."""
+
+CANCEL_TIMEOUT_S = 5.0
+"""How long cancelled handlers may clean up before `stop` returns without them."""
+
+
+class HTTPServer:
+    """A minimal HTTP/1.1 server: `start` it on each network, `stop` it once."""
+
+    def __init__(
+        self, handler: Callable[[Request], Awaitable[Response]], *, limits: ServerLimits | None = None
+    ) -> None:
+        self.handler = handler
+        self.limits = limits if limits is not None else ServerLimits()
+        self._listeners: list[asyncio.Server] = []
+        self._connections: set[Connection] = set()
+        self._refused: set[Connection] = set()
+        self._stopping = False
+
+    async def start(
+        self,
+        host: str,
+        port: int,
+        *,
+        ssl: tls.SSLContext | None = None,
+        reuse_port: bool = False,
+        network: str = "",
+    ) -> list[tuple[str, int]]:
+        """Listen on one more address; returns where (port 0: a free one). Raises OSError when that is taken."""
+        if self._stopping:
+            raise RuntimeError("server was stopped")
+        scheme = "https" if ssl is not None else "http"
+
+        def accept() -> asyncio.Protocol:
+            return Connection(self, network=network, scheme=scheme).channel
+
+        listener = await asyncio.get_running_loop().create_server(
+            accept,
+            host,
+            port,
+            backlog=LISTEN_BACKLOG,
+            reuse_port=reuse_port or None,
+            ssl=ssl,
+            ssl_handshake_timeout=self.limits.header_timeout_s if ssl is not None else None,
+            ssl_shutdown_timeout=LINGER_TIMEOUT_S if ssl is not None else None,
+        )
+        self._listeners.append(listener)
+        return _addresses(listener)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens, in the order of the starts."""
+        return [address for listener in self._listeners for address in _addresses(listener)]
+
+    @property
+    def connections(self) -> frozenset[Connection]:
+        """Those open now."""
+        return frozenset(self._connections)
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Accept no more, finish what is in progress within `grace_s`, cancel the rest. Idempotent."""
+        self._stopping = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in self._connections | self._refused:
+            connection.finish_soon()
+        if tasks := self._tasks():
+            await asyncio.wait(tasks, timeout=grace_s)
+        for connection in self._connections | self._refused:
+            connection.abort()
+        if tasks := self._tasks():
+            await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
+        self._listeners.clear()
+
+    def opened(self, connection: Connection) -> bool:
+        """A connection was accepted; False when it is one too many. Called by the connection."""
+        if len(self._connections) < self.limits.maximum_connections and not self._stopping:
+            self._connections.add(connection)
+            return True
+        if len(self._refused) >= MAXIMUM_REFUSED_CONNECTIONS:
+            connection.channel.abort()
+        self._refused.add(connection)
+        return False
+
+    def closed(self, connection: Connection) -> None:
+        """Its task has ended. Called by the connection."""
+        self._connections.discard(connection)
+        self._refused.discard(connection)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        open_now = self._connections | self._refused
+        return [connection.task for connection in open_now if connection.task is not None]
+
+    def __repr__(self) -> str:
+        where = ", ".join(f"{host}:{port}" for host, port in self.addresses)
+        return f"<HTTPServer on {where or 'no address'}, {len(self._connections)} connections>"
+
+
+def _addresses(listener: asyncio.Server) -> list[tuple[str, int]]:
+    return [(str(name[0]), int(name[1])) for name in (sock.getsockname() for sock in listener.sockets)]
