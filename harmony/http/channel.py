@@ -10,6 +10,8 @@ One task takes and writes; it learns of the other side leaving through the `peer
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -26,6 +28,8 @@ WRITE_HIGH_WATER_BYTES = 1024 * 1024
 """Written and not yet taken by the kernel: above this `write` waits."""
 
 WRITE_LOW_WATER_BYTES = 256 * 1024
+
+_LINGER_ZERO = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 JOIN_BYTES = 64 * 1024
 """Pieces up to this size together are joined and sent in one call."""
@@ -210,7 +214,17 @@ class Channel(asyncio.Protocol):
                 return
 
     def abort(self) -> None:
-        """Close at once; what is unsent is lost and the peer sees a reset. Idempotent."""
+        """Close at once; what is unsent is lost. Idempotent."""
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """Close at once with a TCP reset, so that the peer cannot take this for an orderly end."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self._lost.done():
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+            except OSError:  # the peer was faster
+                pass
         self.transport.abort()
 
 

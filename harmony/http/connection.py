@@ -13,6 +13,7 @@ outcome however TCP happened to cut it. Created by `HTTPServer` (server.py), whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -217,7 +218,8 @@ class Connection:
             logger.error("%r: handler failed", self, exc_info=error)
             return error_response(500, "internal error")
         logger.error("%r: response broke off", self, exc_info=error)
-        raise ChannelClosed("response broke off; connection aborted") from error
+        self.channel.reset()  # without it an HTTP/1.0 client would take what it got for everything
+        raise ChannelClosed("response broke off; connection reset") from error
 
     # Receiving
 
@@ -311,7 +313,10 @@ class Connection:
     async def _skip_request_body(self) -> None:
         """Read what the handler left of a short request body, so that the next request can follow."""
         http, skipped = self._http, 0
-        if http.our_state is not h11.DONE:  # we close anyway; _close lingers
+        if http.our_state is not h11.DONE:  # we close anyway: only see whether the request was complete
+            with contextlib.suppress(h11.RemoteProtocolError):
+                while http.their_state is h11.SEND_BODY and http.next_event() is not h11.NEED_DATA:
+                    pass
             return
         try:
             async with asyncio.timeout(LINGER_TIMEOUT_S):
