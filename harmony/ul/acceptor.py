@@ -1,21 +1,25 @@
 """Accept associations: listen, admit, limit, drain (PS3.8 §7.1, §9.1.4).
 
-An `Acceptor` serves one policy for several called AE titles on any number of addresses. TLS handshakes run
-beside the accept loop. The answers to those it cannot take are the standard's: rejected-transient,
-service-provider (presentation), temporary-congestion (2/3/1) while it drains and local-limit-exceeded (2/3/2)
-when it is full.
+An `Acceptor` serves one policy for several called AE titles on any number of addresses. The answers to those it
+cannot take are the standard's: rejected-transient, service-provider (presentation), temporary-congestion (2/3/1)
+while it drains and local-limit-exceeded (2/3/2) when it is full.
+
+TLS handshakes run beside the accept loop, each in a task of its own: a frozen one delays nobody, a failed one is
+logged with its likely cause, and both count as connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import cast
 
-from harmony.ul.association import Association, AssociationUser, Timeouts
+from harmony.ul.association import Association, AssociationUser, Timeouts, format_address
 from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
 from harmony.ul.pdu import AssociateRJ, AssociateRQ
@@ -45,14 +49,15 @@ class AcceptorLimits:
     maximum_associations: int = 256
     """Established or being negotiated; more are rejected with 2/3/2."""
     maximum_connections: int = 1024
-    """Transport connections in any phase, those without an A-ASSOCIATE-RQ too; more are closed at once."""
+    """Transport connections in any phase, TLS handshake included; more are closed at once."""
 
 
 class Acceptor:
     """Listens for associations; each gets its own user from `make_user`.
 
     policy: may be replaced while running; associations keep what they negotiated.
-    verify_identity: called for every request when given; runs under `timeouts.associate_s`.
+    verify_identity: called for every request when given, as a task that has `timeouts.associate_s` and is cancelled
+    when the peer goes away.
     """
 
     def __init__(
@@ -74,8 +79,10 @@ class Acceptor:
         self._servers: list[asyncio.Server] = []
         self._connections: set[Association] = set()
         self._admitted: set[Association] = set()
-        self._decisions: set[asyncio.Task[None]] = set()
+        self._decisions: dict[Association, asyncio.Task[None]] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._closing = False
         self._none_admitted = asyncio.Event()
         self._none_admitted.set()
         self._none_connected = asyncio.Event()
@@ -102,21 +109,16 @@ class Acceptor:
     ) -> None:
         """Accept associations on one more address; port 0 takes a free one. Raises OSError when it is
         taken."""
+        make_protocol: Callable[[], asyncio.BaseProtocol] = self._make_association
+        if ssl_context is not None:
+            context = ssl_context
+            make_protocol = lambda: _TLSDoor(context, self._admit_handshake)  # noqa: E731
         loop = asyncio.get_running_loop()
-        handshake_s = self._timeouts.tls_handshake_s if ssl_context is not None else None
         if sock is not None:
-            server = await loop.create_server(
-                self._make_association, sock=sock, ssl=ssl_context, ssl_handshake_timeout=handshake_s
-            )
+            server = await loop.create_server(make_protocol, sock=sock, backlog=LISTEN_BACKLOG)
         else:
             server = await loop.create_server(
-                self._make_association,
-                host,
-                port,
-                ssl=ssl_context,
-                ssl_handshake_timeout=handshake_s,
-                backlog=LISTEN_BACKLOG,
-                reuse_port=reuse_port or None,
+                make_protocol, host, port, backlog=LISTEN_BACKLOG, reuse_port=reuse_port or None
             )
         self._servers.append(server)
 
@@ -140,41 +142,98 @@ class Acceptor:
 
     async def close(self) -> None:
         """Stop at once: close the sockets, abort every association, wait until all are closed."""
-        self._draining = True
+        self._draining = self._closing = True
         for server in self._servers:
             server.close()
+        for task in self._handshakes:
+            task.cancel()
         for association in list(self._connections):
             association.abort()
             association.cut_after_writing()
+        await asyncio.gather(*self._handshakes, *self._decisions.values(), return_exceptions=True)
         await self._none_connected.wait()
         self._servers.clear()
 
-    def _make_association(self) -> Association:
-        association = Association(
+    def _make_association(self, connected: Callable[[Association], None] | None = None) -> Association:
+        return Association(
             Role.ACCEPTOR,
             self._make_user(),
             timeouts=self._timeouts,
             limits=self._size_limits,
-            on_connected=self._connected,
+            on_connected=connected or self._connected,
             on_request=self._requested,
             on_ended=self._ended,
             on_closed=self._closed,
         )
-        return association
 
     def _connected(self, association: Association) -> None:
-        self._connections.add(association)
-        self._none_connected.clear()
-        if len(self._connections) > self.limits.maximum_connections:
-            logger.warning(
-                "connection from %s closed: %d connections are open, maximum_connections is %d",
-                association.peer_address,
-                len(self._connections) - 1,
-                self.limits.maximum_connections,
-            )
+        has_room = self._has_room(association.peer_address)
+        self._join(association)
+        if not has_room:
             association.abort()
 
+    def _join(self, association: Association) -> None:
+        self._connections.add(association)
+        self._none_connected.clear()
+        if self._closing:
+            association.abort()
+
+    def _has_room(self, peer_address: str) -> bool:
+        count = len(self._connections) + len(self._handshakes)
+        if count < self.limits.maximum_connections:
+            return True
+        logger.warning(
+            "connection from %s closed: %d connections are open, maximum_connections is %d",
+            peer_address,
+            count,
+            self.limits.maximum_connections,
+        )
+        return False
+
+    def _admit_handshake(self, sock: socket.socket, context: ssl.SSLContext, peer_address: str) -> None:
+        """A connection came in on a TLS port; the socket is ours from here on."""
+        if self._closing or not self._has_room(peer_address):
+            sock.close()
+            return
+
+        def connected(association: Association) -> None:
+            self._handshakes.discard(task)
+            self._join(association)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._handshakes.discard(task)
+            if task.cancelled():
+                sock.close()  # it may never have started
+
+        task = asyncio.get_running_loop().create_task(
+            self._shake_hands(sock, context, peer_address, connected)
+        )
+        self._handshakes.add(task)
+        task.add_done_callback(ended)
+
+    async def _shake_hands(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        peer_address: str,
+        connected: Callable[[Association], None],
+    ) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._make_association(connected),
+                sock,
+                ssl=context,
+                ssl_handshake_timeout=self._timeouts.tls_handshake_s,
+            )
+        except ssl.SSLError as error:
+            logger.info("TLS handshake with %s failed: %s", peer_address, _describe_handshake(error))
+        except OSError as error:
+            logger.debug("TLS handshake with %s failed: %s", peer_address, error)
+
     def _ended(self, association: Association) -> None:
+        decision = self._decisions.get(association)
+        if decision is not None:
+            decision.cancel()  # nobody waits for the answer any more
         self._admitted.discard(association)
         if not self._admitted:
             self._none_admitted.set()
@@ -194,11 +253,11 @@ class Acceptor:
         self._admitted.add(association)
         self._none_admitted.clear()
         if self._verify_identity is None:
-            association.answer(negotiate(request, self.policy))
+            self._answer(association, request, None)
             return
-        task = asyncio.get_running_loop().create_task(self._decide(association, request))
-        self._decisions.add(task)
-        task.add_done_callback(self._decisions.discard)
+        self._decisions[association] = asyncio.get_running_loop().create_task(
+            self._decide(association, request)
+        )
 
     async def _decide(self, association: Association, request: AssociateRQ) -> None:
         assert self._verify_identity is not None
@@ -209,10 +268,56 @@ class Acceptor:
         except Exception:
             logger.exception("association %d: the user identity could not be verified", association.number)
             response = None
+        finally:
+            del self._decisions[association]
         if response is None:
             association.answer(AssociateRJ(1, 2, 1))
             return
         wanted = identity is not None and identity.positive_response_requested
-        association.answer(
-            negotiate(request, self.policy, identity_response=UserIdentityAC(response) if wanted else None)
-        )
+        self._answer(association, request, UserIdentityAC(response) if wanted else None)
+
+    def _answer(
+        self, association: Association, request: AssociateRQ, identity_response: UserIdentityAC | None
+    ) -> None:
+        """Negotiate; a policy or user that fails costs its own association only, and the peer gets an answer."""
+        try:
+            association.answer(negotiate(request, self.policy, identity_response=identity_response))
+        except Exception:
+            logger.exception("association %d could not be accepted", association.number)
+            association.answer(AssociateRJ(1, 1, 1))  # nothing happens when an A-ASSOCIATE-AC has been sent
+            association.abort()
+
+
+class _TLSDoor(asyncio.Protocol):
+    """Takes the socket from a connection just accepted, before anything is read, for a TLS handshake."""
+
+    def __init__(
+        self, context: ssl.SSLContext, admit: Callable[[socket.socket, ssl.SSLContext, str], None]
+    ) -> None:
+        self._context = context
+        self._admit = admit
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses, only alike
+        transport.pause_reading()
+        accepted = transport.get_extra_info("socket")
+        try:
+            sock = socket.socket(
+                accepted.family, accepted.type, accepted.proto, fileno=os.dup(accepted.fileno())
+            )
+        except OSError as error:  # out of descriptors
+            logger.warning("TLS connection from %s closed: %s", format_address(transport), error)
+        else:
+            sock.setblocking(False)
+            self._admit(sock, self._context, format_address(transport))
+        transport.abort()  # closes its own descriptor; the connection lives on in ours
+
+
+def _describe_handshake(error: ssl.SSLError) -> str:
+    """OpenSSL's reason, and what it means where that is known."""
+    reason = error.reason or str(error)
+    if reason == "HTTP_REQUEST":
+        return f"{reason}: the peer speaks HTTP without TLS"
+    if reason == "WRONG_VERSION_NUMBER":
+        return f"{reason}: the peer does not speak TLS, perhaps plain DICOM"
+    return reason

@@ -33,7 +33,7 @@ from harmony.ul.errors import (
     LocalProtocolError,
 )
 from harmony.ul.negotiation import Negotiated, result_of
-from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
+from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ, describe_rejection
 from harmony.ul.state import State
 from harmony.ul.upper_layer import (
     AbortIndication,
@@ -74,7 +74,7 @@ class Timeouts:
     connect_s: float | None = 15.0
     """Name resolution, TCP connect and TLS handshake together."""
     associate_s: float | None = 30.0
-    """Requestor: from A-ASSOCIATE-RQ to the answer. Acceptor: for its own decision."""
+    """Requestor: from A-ASSOCIATE-RQ to the answer. Acceptor: for the user identity verifier's decision."""
     artim_s: float = 30.0
     """ARTIM, PS3.8 §9.1.5: from TCP accept to a complete A-ASSOCIATE-RQ, and for the peer's close at the
     end."""
@@ -177,6 +177,7 @@ class Association(asyncio.BufferedProtocol):
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._is_established = False
         self._is_ended = False
+        self._release_indicated = False
         self._closed = asyncio.Event()
         self._buffer = _receive_buffer(self._loop)
         if request is not None:
@@ -238,19 +239,18 @@ class Association(asyncio.BufferedProtocol):
         At most one receive buffer (RECEIVE_BUFFER_BYTES) that has been read already is still delivered.
         """
         self._holds += 1
-        if self._holds == 1 and self._transport is not None:
+        if self._holds == 1 and self._transport is not None and not self._is_ended:
             with contextlib.suppress(RuntimeError):  # closing
                 self._transport.pause_reading()
 
     def continue_reading(self) -> None:
         """Take one hold back."""
         self._holds -= 1
-        if self._holds == 0 and self._transport is not None and not self._transport.is_closing():
+        if self._holds == 0 and not self._is_ended:
             self._deadlines.pdu = None  # the peer was made to wait: what it was sending gets a new deadline
             if self._core.mid_pdu or self.user.receiving:
                 self._watch_reading(self._loop.time())
-            with contextlib.suppress(RuntimeError):
-                self._transport.resume_reading()
+            self._resume_reading()
 
     async def release(self) -> None:
         """Release the association in order (PS3.8 §7.2) and wait for its end.
@@ -277,12 +277,12 @@ class Association(asyncio.BufferedProtocol):
         """
         if self._is_ended and self._core.state is State.STA1:
             return
-        now = self._loop.time()
-        connected = self._transport is not None
-        self._core.abort(now=now)
+        self._core.abort(now=self._loop.time())
         self._finish(error or AssociationAborted("aborted by us", by_peer=False))
         self._flush()
-        if connected and self._core.state is State.STA2:
+        if self._transport is None:
+            self._closed.set()  # never connected: nothing is left to wait for
+        elif self._core.state is State.STA2:
             self._close_transport()
 
     def cut_after_writing(self) -> None:
@@ -305,19 +305,23 @@ class Association(asyncio.BufferedProtocol):
     # For the acceptor ----
 
     def answer(self, response: AssociateAC | AssociateRJ) -> None:
-        """A-ASSOCIATE response. Nothing happens when the request is no longer waiting (the peer is gone)."""
+        """A-ASSOCIATE response. Nothing happens when the request is no longer waiting (the peer is gone).
+
+        LocalProtocolError: the response cannot be encoded; the request still waits.
+        """
         if self._core.state is not State.STA3:
             return
         now = self._loop.time()
-        self._deadlines.associate = None
         if isinstance(response, AssociateRJ):
             self._core.reject(response, now=now)
-            self._finish(AssociationAborted("rejected by us", by_peer=False))
+            rejection = describe_rejection(response.result, response.source, response.reason)
+            self._finish(AssociationAborted(f"rejected by us: {rejection}", by_peer=False))
+            self._flush()
         else:
             assert self.request is not None
             self._core.accept(response, now=now)
+            self._flush()  # first: the user may send P-DATA as soon as it is told
             self._establish(result_of(self.request, response, requestor=False))
-        self._flush()
 
     # asyncio.BufferedProtocol
     # ----------------------------------------------------------------------------------
@@ -325,15 +329,15 @@ class Association(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio.Transport, only alike.
         transport = cast(asyncio.Transport, transport)
+        if self._is_ended:  # aborted while it was being connected
+            transport.abort()
+            return
         self._transport = transport
-        # Zero: `write_p_data` learns at once whether the bytes left, and `resume_writing` means all of them
-        # did.
-        transport.set_write_buffer_limits(high=0)
-        address = transport.get_extra_info("peername")
-        if isinstance(address, tuple) and len(address) >= 2:
-            self.peer_address = f"{address[0]}:{address[1]}"
-        elif address:
-            self.peer_address = str(address)
+        # None left: `write_p_data` learns at once whether the bytes left, and `resume_writing` means all of them did.
+        # TLS transports pause at `size >= high`, plain ones at `size > high`: 0 would pause the former for nothing.
+        secured = transport.get_extra_info("sslcontext") is not None
+        transport.set_write_buffer_limits(high=1 if secured else 0, low=0)
+        self.peer_address = format_address(transport)
         self._adopt_socket(transport)
         now = self._loop.time()
         self._deadlines.idle_since = now
@@ -366,7 +370,8 @@ class Association(asyncio.BufferedProtocol):
             self._deadlines.pdu = None
 
     def eof_received(self) -> bool:
-        return False  # there is no half-closed association: the transport closes itself
+        self._close_transport()  # there is no half-closed association; what is still to be written may take a moment
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._socket is not None:
@@ -409,9 +414,6 @@ class Association(asyncio.BufferedProtocol):
         match indication:
             case AssociateIndication(request):
                 self.request = request
-                now = self._loop.time()
-                self._deadlines.associate = _after(now, self._timeouts.associate_s)
-                self._schedule(now)
                 assert self._on_request is not None
                 self._on_request(self, request)
             case AssociateConfirmation(response):
@@ -419,6 +421,7 @@ class Association(asyncio.BufferedProtocol):
                 assert self.request is not None
                 self._establish(result_of(self.request, response, requestor=True))
             case ReleaseIndication(collision):
+                self._release_indicated = True
                 if collision and self.role is Role.ACCEPTOR:
                     return  # Sta10: our release waits for the peer's A-RELEASE-RP first
                 if collision:
@@ -458,10 +461,11 @@ class Association(asyncio.BufferedProtocol):
         if self._is_ended:
             return
         self._is_ended = True
-        if self._core.state is State.STA8 and isinstance(error, ConnectionLost):
-            error = None
-        if self._deadlines.release is not None and isinstance(error, ConnectionLost):
-            error = None  # the peer answered our A-RELEASE-RQ by closing: as good as A-RELEASE-RP
+        release_begun = self._release_indicated or self._deadlines.release is not None
+        if release_begun and isinstance(error, ConnectionLost):
+            error = (
+                None  # closing after A-RELEASE-RQ, or in answer to one, is as good as the rest of the release
+            )
         self.error = error
         self._deadlines = _Deadlines(close=self._deadlines.close)
         if self._is_established:
@@ -472,6 +476,8 @@ class Association(asyncio.BufferedProtocol):
             logger.info("association %d with %s not made: %s", self.number, self.peer_address, error)
         if not self._established.done():
             self._established.set_exception(error or ConnectionLost("the association has ended"))
+        if self._holds:
+            self._resume_reading()  # else the peer's A-ABORT or close would not be seen
         self._wake_flush_waiters()
         if not self._ended.done():
             self._ended.set_result(None)
@@ -496,15 +502,23 @@ class Association(asyncio.BufferedProtocol):
             outgoing: Iterable[bytes] = self._core.take_outgoing()
             if not transport.is_closing():
                 transport.write(b"".join(outgoing))
-        if self._core.state is State.STA13:
-            # A responder of a release is done for its user. One that was never established says what was
-            # wrong.
-            fault = None if self._is_established else self._core.fault
-            self._finish(AssociationAborted(str(fault), by_peer=False) if fault else None)
-        if self._core.close_requested:
-            self._close_transport()
-        elif self._core.deadline is not None:
+        core = self._core
+        if core.state is State.STA13 or core.close_requested:
+            self._finish(self._ending())
+        if core.close_requested or (self._write_blocked and self.error is not None and self._is_ended):
+            self._close_transport()  # a peer that leaves data unread will not read an A-ABORT either
+        elif core.deadline is not None:
             self._schedule(self._loop.time())
+
+    def _ending(self) -> AssociationError | None:
+        """Why the association is over, where the core indicates nothing: after answering a release, or before one."""
+        if self._is_established:
+            return None
+        fault = self._core.fault
+        by_peer = fault is None
+        return AssociationAborted(
+            str(fault or "the peer aborted before requesting an association"), by_peer=by_peer
+        )
 
     def _close_transport(self) -> None:
         transport = self._transport
@@ -514,6 +528,11 @@ class Association(asyncio.BufferedProtocol):
         self._deadlines.close = now + CLOSE_LINGER_S
         transport.close()
         self._schedule(now)
+
+    def _resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            with contextlib.suppress(RuntimeError):  # it was not paused
+                self._transport.resume_reading()
 
     def _wake_flush_waiters(self) -> None:
         waiters, self._flush_waiters = self._flush_waiters, []
@@ -609,6 +628,15 @@ class Association(asyncio.BufferedProtocol):
             elif now >= deadlines.idle_since + idle_s:
                 logger.info("association %d idle for %g s: releasing it", self.number, idle_s)
                 self._begin_release()
+
+
+def format_address(transport: asyncio.Transport) -> str:
+    """The peer's address for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
+    address = transport.get_extra_info("peername")
+    if isinstance(address, tuple) and len(address) >= 2:
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{host}:{address[1]}"
+    return str(address or "?")
 
 
 def _after(now: float, timeout_s: float | None) -> float | None:

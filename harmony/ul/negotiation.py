@@ -13,6 +13,7 @@ association's job.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -63,6 +64,8 @@ SMALLEST_MAXIMUM_LENGTH = 8
 MAXIMUM_WINDOW = 64
 """Operations in flight on one association where the peer says unlimited (0): bounds memory, hides any round
 trip."""
+
+_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
 
 _LAST_RESORTS = {
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN: 1,
@@ -214,7 +217,8 @@ def _negotiate_context(
     identifier = context.presentation_context_id
     any_syntax = context.transfer_syntaxes[0] if context.transfer_syntaxes else ""
     supported = policy.abstract_syntaxes.get(context.abstract_syntax)
-    if supported is None and policy.other_abstract_syntaxes is not None:
+    # What is not a UID cannot be repeated in an answer, so a policy that takes anything is not asked about it.
+    if supported is None and policy.other_abstract_syntaxes is not None and _is_uid(context.abstract_syntax):
         supported = policy.other_abstract_syntaxes(context.abstract_syntax)
     if supported is None:
         return ContextResult(identifier, ContextResultCode.ABSTRACT_SYNTAX_NOT_SUPPORTED, any_syntax)
@@ -228,14 +232,22 @@ def _negotiate_context(
         usable = answer.scu_role or answer.scp_role
     if not usable:
         return ContextResult(identifier, ContextResultCode.USER_REJECTION, any_syntax)
-    accepted = context.transfer_syntaxes
-    if supported.transfer_syntaxes is not None:
-        accepted = tuple(uid for uid in accepted if uid in supported.transfer_syntaxes)
-    accepted = tuple(uid for uid in accepted if uid)
+    known = supported.transfer_syntaxes
+    accepted = tuple(
+        uid for uid in context.transfer_syntaxes if (_is_uid(uid) if known is None else uid in known)
+    )
     if not accepted:
         return ContextResult(identifier, ContextResultCode.TRANSFER_SYNTAXES_NOT_SUPPORTED, any_syntax)
     choose = policy.choose_transfer_syntax or choose_transfer_syntax
-    return ContextResult(identifier, ContextResultCode.ACCEPTANCE, choose(context.abstract_syntax, accepted))
+    chosen = choose(context.abstract_syntax, accepted)
+    if chosen not in accepted:
+        raise LocalProtocolError(f"the policy chose transfer syntax {chosen}, expected one of {accepted}")
+    return ContextResult(identifier, ContextResultCode.ACCEPTANCE, chosen)
+
+
+def _is_uid(text: str) -> bool:
+    """Whether it may stand in a UID item of ours (PS3.8 Annex F); peers send anything."""
+    return _UID.fullmatch(text) is not None
 
 
 def _answer_user_information(
@@ -255,7 +267,7 @@ def _answer_user_information(
     extended: list[ExtendedNegotiation] = []
     if policy.extended_negotiation is not None:
         for item in proposed.extended_negotiations:
-            information = policy.extended_negotiation(item)
+            information = policy.extended_negotiation(item) if _is_uid(item.sop_class_uid) else None
             if information is not None:
                 extended.append(ExtendedNegotiation(item.sop_class_uid, information))
     return UserInformation(

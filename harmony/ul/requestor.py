@@ -31,11 +31,10 @@ async def request_association(
     and LocalProtocolError for a request that cannot be encoded. Cancelling it closes the connection.
     """
     timeouts = timeouts or Timeouts()
-    request.encode()  # a request that cannot be sent is the caller's error, found before anything is opened
     loop = asyncio.get_running_loop()
     association = Association(Role.REQUESTOR, user, timeouts=timeouts, limits=limits, request=request)
     try:
-        async with asyncio.timeout(timeouts.connect_s):
+        async with asyncio.timeout(timeouts.connect_s) as deadline:
             if ssl_context is None:
                 await loop.create_connection(lambda: association, host, port)
             else:
@@ -47,21 +46,19 @@ async def request_association(
                     server_hostname=server_hostname or host,
                     ssl_handshake_timeout=timeouts.connect_s,
                 )
-    except TimeoutError as error:
-        association.abort()
-        raise DeadlineExceeded(f"connecting to {host}:{port}", timeouts.connect_s or 0.0) from error
-    except (OSError, UnicodeError) as error:
-        association.abort()
-        raise ConnectFailed(f"cannot connect to {host}:{port}: {_describe(error)}") from error
-    except asyncio.CancelledError:
-        association.abort()
-        raise
-    try:
         await association.wait_established()
     except AssociationError:
+        association.cut_after_writing()  # nobody waits for it any more, not even for the peer to close
         raise
+    except (OSError, UnicodeError) as error:
+        failure: AssociationError = ConnectFailed(f"cannot connect to {host}:{port}: {_describe(error)}")
+        if deadline.expired():
+            failure = DeadlineExceeded(f"connecting to {host}:{port}", timeouts.connect_s or 0.0)
+        association.abort(failure)
+        raise failure from error
     except asyncio.CancelledError:
         association.abort()
+        association.cut_after_writing()
         raise
     return association
 

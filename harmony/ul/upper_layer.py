@@ -223,7 +223,8 @@ class UpperLayer:
         self._artim_timeout_s = artim_timeout_s
         self._limits = limits or SizeLimits()
         self._outgoing: list[bytes] = []
-        self._request: AssociateRQ | None = None
+        self._request = b""  # the encoded A-ASSOCIATE-RQ, until the transport is there
+        self._response = b""  # the encoded A-ASSOCIATE-AC or -RJ
         # How far the input has been parsed. Exactly one of these is under way at any time:
         self._header = b""  # a PDU or PDV header of which fewer than six bytes have come
         self._body: bytearray | None = None  # the body of a PDU other than P-DATA-TF
@@ -247,17 +248,24 @@ class UpperLayer:
     # What the local user asks for ----
 
     def associate(self, request: AssociateRQ, *, now: float) -> None:
-        """A-ASSOCIATE request: the owner connects the transport next, then calls `transport_connected`."""
-        self._request = request
-        self._local(Event.A_ASSOCIATE_REQUEST, now)
+        """A-ASSOCIATE request: the owner connects the transport next, then calls `transport_connected`.
+
+        Like `accept` and `reject` it raises LocalProtocolError for what cannot be encoded; nothing has happened then.
+        """
+        encoded = request.encode()
+        self._check(Event.A_ASSOCIATE_REQUEST)
+        self._request = encoded
+        self._handle(Event.A_ASSOCIATE_REQUEST, now)
 
     def accept(self, response: AssociateAC, *, now: float) -> None:
         """A-ASSOCIATE response, accepted."""
-        self._local(Event.A_ASSOCIATE_RESPONSE_ACCEPT, now, response)
+        self._response = response.encode()
+        self._local(Event.A_ASSOCIATE_RESPONSE_ACCEPT, now)
 
     def reject(self, response: AssociateRJ, *, now: float) -> None:
         """A-ASSOCIATE response, rejected."""
-        self._local(Event.A_ASSOCIATE_RESPONSE_REJECT, now, response)
+        self._response = response.encode()
+        self._local(Event.A_ASSOCIATE_RESPONSE_REJECT, now)
 
     def release(self, *, now: float) -> None:
         """A-RELEASE request. Data may still arrive until the confirmation."""
@@ -378,15 +386,11 @@ class UpperLayer:
                 self._header += view[position : position + needed]
                 position = min(position + needed, end)
                 if len(self._header) < HEADER_SIZE:
-                    if not self._heard_anything:
-                        self._check_first_byte(self._header)
                     return
                 header, offset = memoryview(self._header), 0
                 self._header = b""
             elif end - position < HEADER_SIZE:
                 self._header = bytes(view[position:end])
-                if self._header and not self._heard_anything:
-                    self._check_first_byte(self._header)
                 return
             else:
                 header, offset = view, position
@@ -395,7 +399,7 @@ class UpperLayer:
                 self._begin_pdv(*PDV_HEADER.unpack_from(header, offset))
             else:
                 if not self._heard_anything:
-                    self._check_first_byte(header[offset:])
+                    self._check_first_header(bytes(header[offset : offset + HEADER_SIZE]))
                     self._heard_anything = True
                 self.pdus_begun += 1
                 pdu_type, length = PDU_HEADER.unpack_from(header, offset)
@@ -442,21 +446,20 @@ class UpperLayer:
     def _complete_pdu(self, pdu: PDU, now: float) -> None:
         self._handle(_EVENT_OF_PDU[PDUType(self._body_type)], now, pdu=pdu)
 
-    def _check_first_byte(self, data: bytes | memoryview) -> None:
-        """Name what is clearly not DICOM from the first bytes of a connection (all PDU types are 01 to
-        07)."""
-        first = data[0]
-        if not 1 <= first <= 7:
-            raise ForeignProtocolError(
-                f"the peer does not speak DICOM: {_name_protocol(bytes(data[:HEADER_SIZE]))}", reason=1
-            )
+    def _check_first_header(self, header: bytes) -> None:
+        """Name what is clearly not DICOM from the first six bytes of a connection (all PDU types are 01 to 07)."""
+        if not 1 <= header[0] <= 7:
+            raise ForeignProtocolError(f"the peer does not speak DICOM: {_name_protocol(header)}", reason=1)
 
     # The table ----
 
-    def _local(self, event: Event, now: float, pdu: PDU | None = None) -> None:
+    def _local(self, event: Event, now: float) -> None:
+        self._check(event)
+        self._handle(event, now)
+
+    def _check(self, event: Event) -> None:
         if transition(self.state, event) is None:
             raise LocalProtocolError(f"{event.name} is not possible in {self.state.name}")
-        self._handle(event, now, pdu=pdu)
 
     def _handle(
         self, event: Event, now: float, *, pdu: PDU | None = None, error: Exception | None = None
@@ -476,15 +479,20 @@ class UpperLayer:
             else:
                 next_state = State.STA13
                 effects = (*effects, Effect.SEND_ASSOCIATE_RJ, Effect.START_ARTIM)
-                pdu = AssociateRJ(1, 2, 2)
+                self._response = AssociateRJ(1, 2, 2).encode()
+                self.fault = RemoteProtocolError(
+                    f"A-ASSOCIATE-RQ: protocol version 0x{pdu.protocol_version:04X}, expected bit 0 to be set"
+                )
         elif action is Action.AR_8:
             next_state = State.STA9 if self.role is Role.REQUESTOR else State.STA10
-        assert next_state is not None
+        elif action is Action.AA_1 and event is not Event.A_ABORT_REQUEST and self.fault is None:
+            self.fault = RemoteProtocolError(f"{event.name} came, expected an A-ASSOCIATE-RQ", reason=2)
         self.state = next_state
         if next_state is State.STA13 and self._p_data_left + self._fragment_left and self._discard == 0:
             # Aborted in the middle of a P-DATA-TF: the rest of it is not wanted, its boundary is still known.
-            self._discard = self._p_data_left + self._fragment_left
+            self._discard = self._p_data_left + self._fragment_left - len(self._header)
             self._p_data_left = self._fragment_left = 0
+            self._header = b""
         for effect in effects:
             self._carry_out(effect, event, now, pdu, error)
         if isinstance(error, ForeignProtocolError) and self.state is State.STA13:
@@ -500,11 +508,9 @@ class UpperLayer:
             case Effect.CONNECT:
                 pass  # the owner called `associate` and connects next
             case Effect.SEND_ASSOCIATE_RQ:
-                assert self._request is not None
-                self._outgoing.append(self._request.encode())
+                self._outgoing.append(self._request)
             case Effect.SEND_ASSOCIATE_AC | Effect.SEND_ASSOCIATE_RJ:
-                assert pdu is not None
-                self._outgoing.append(pdu.encode())
+                self._outgoing.append(self._response)
             case Effect.SEND_P_DATA_TF:
                 pass  # written by the owner, see may_send_p_data
             case Effect.SEND_RELEASE_RQ:
