@@ -28,6 +28,7 @@ from harmony.gateway.addresses import (
 from harmony.gateway.config import (
     Authentication,
     ListenerTLS,
+    Secret,
     Table,
     Target,
 )
@@ -96,7 +97,7 @@ def check_file(path: Path | None, place: Place, key: str, report: Report) -> Non
     except OSError:  # a name too long for the system
         missing = True
     if missing:
-        report.error(place, key, f"is {show(str(path))}, which is not a file")
+        report.error(place, key, f'is "{path}", which is not a file')
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,9 @@ class Components:
                 wanted = {"username": options.username, "password": options.password}
         for key, value in wanted.items():
             # An empty value is what an unset environment variable leaves behind.
-            if value is None:
-                self.report.error(place, key, f"is missing, must be set for method {show(table.method)}")
+            if value in (None, "", Secret("")):
+                came = "is missing" if value is None else "is empty"
+                self.report.error(place, key, f"{came}, must be set for method {show(table.method)}")
         return Authentication(table.id or name, table.method, options=options, origin=entry.place.origin())
 
     def _authentication(self, ref: str | None, place: Place, key: str) -> Authentication | None:

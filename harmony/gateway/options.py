@@ -145,7 +145,7 @@ class DicomScpOptions(Table, frozen=True):
 
     def move_destinations(self) -> Mapping[str, tuple[str, int]]:
         """AE title -> host and port of what a C-MOVE may name. Both the key and the AE title of an entry count."""
-        places: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
+        places: dict[str, tuple[str, int]] = {}
         for name, entry in self.aet_table.items():
             if entry.host is not None:
                 places[name] = places[entry.ae_title or name] = (entry.host, entry.port)

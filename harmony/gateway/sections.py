@@ -1,7 +1,8 @@
 """The tables of a configuration that are not options: proxy, network, targets, pipelines and so on, as written.
 
 These structs mirror the files key by key, aliases included; `harmony.gateway.loading` turns them into the structures
-of `harmony.gateway.config`. Keys of the original that have no meaning here are listed as ignored. `Any` stands where another struct reads on.
+of `harmony.gateway.config`. Keys of the original that have no meaning here are listed as ignored. `Any` stands where
+another struct reads on.
 """
 
 from __future__ import annotations

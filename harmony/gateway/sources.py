@@ -196,7 +196,9 @@ def _pipelines_folder(main: Document, path: Path, report: Report) -> Path | None
     except OSError:  # a path too long for the system
         pass
     if given:
-        report.warning(Place(main, ("proxy",)), "pipelines_path", f"there is no folder {show(str(folder))}")
+        report.warning(
+            Place(main, ("proxy",)), "pipelines_path", f'names "{folder}", and there is no such folder'
+        )
     return None
 
 

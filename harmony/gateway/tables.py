@@ -49,6 +49,9 @@ URLPath = Annotated[
     ),
 ]
 
+UNREADABLE = Secret("(unreadable)")
+"""Stands for a secret whose error has been reported, so that it does not count as missing as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Field:
@@ -143,11 +146,14 @@ def _read_value(
     except (msgspec.ValidationError, OverflowError):
         came = "is not valid" if field.secret else f"is {show(given)}"
         report.error(place, key, f"{came}, must be {field.allowed}")
+        if field.secret:
+            values[field.name] = UNREADABLE
 
 
 def _read_secret_file(
     field: _Field, given: object, *, values: dict[str, object], place: Place, key: str, report: Report
 ) -> None:
+    values[field.name] = UNREADABLE
     if not isinstance(given, str) or not given or "\0" in given:
         report.error(place, key, f"is {show(given)}, must be the path of a file")
         return
@@ -155,7 +161,7 @@ def _read_secret_file(
         text = Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        report.error(place, key, f"{show(given)} cannot be read: {reason}")
+        report.error(place, key, f'"{given}" cannot be read: {reason}')
         return
     values[field.name] = Secret(text.rstrip("\r\n"))
 

@@ -1,0 +1,161 @@
+"""The command line, what it prints, and what this version says it cannot run."""
+
+from pathlib import Path
+
+import pytest
+
+import harmony
+from harmony.gateway.checks import unsupported
+from harmony.gateway.command_line import main
+from harmony.gateway.default_config import DEFAULT_CONFIG
+from harmony.gateway.loading import load
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "dicom-to-jmix" / "config.toml"
+
+
+def test_check_prints_what_would_run(capsys):
+    assert main(["start", "--check"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out == (
+        """\
+instance  harmony
+files     embedded default
+storage   harmony-data
+log       info, to standard error
+
+listeners
+  network  protocol  address          serves
+  default  http      127.0.0.1:8042   /jmix
+  default  dicom     127.0.0.1:11112  AE title HARMONY
+
+pipelines
+  name       endpoint -> middleware -> backend
+  receive    dicom (dicom_scp HARMONY) -> jmix_builder -> local store
+  envelopes  jmix (jmix /jmix) -> - -> local store
+
+The configuration is good.
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-c", str(EXAMPLE)], ["--config", str(EXAMPLE)], [f"--config={EXAMPLE}"]]
+)
+def test_config_spellings(arguments, capsys):
+    assert main([*arguments, "--check", "--log-level", "DEBUG"]) == 0
+    out = capsys.readouterr().out
+    assert "jmix_upstream (jmix_backend https://jmix.example.com:443)" in out
+    assert "log       debug, to tmp/harmony_dicom_to_jmix.log" in out
+
+
+def test_errors_go_to_stderr_with_status_2(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text(DEFAULT_CONFIG.replace("11112", "111120").replace("[proxy]", "[proxy]\nidd = 1"))
+    assert main(["--config", str(path), "--check"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "1 error in the configuration:\n"
+        f"  {path}:16: [network.default.dicom] bind_port: is 111120, must be an integer from 1 to 65535\n"
+        f'  warning: {path}:5: [proxy] idd: is not a known key, ignored; did you mean "id"?\n'
+    )
+
+
+def test_warnings_are_part_of_the_check(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text(DEFAULT_CONFIG.replace("[proxy]", "[proxy]\nnmae = 1"))
+    assert main(["-c", str(path), "--check"]) == 0
+    assert f'warnings\n  {path}:5: [proxy] nmae: is not a known key, ignored; did you mean "name"?\n' in (
+        capsys.readouterr().out
+    )
+
+
+def test_no_file_is_looked_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.toml").write_text("not toml")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--check"]) == 0
+    assert "embedded default" in capsys.readouterr().out
+
+
+def test_print_default(capsys):
+    assert main(["--print-default"]) == 0
+    assert capsys.readouterr().out == DEFAULT_CONFIG
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"harmony {harmony.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["stop"], ["--log-level", "loud"], ["--config"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: harmony" in capsys.readouterr().err
+
+
+UNSUPPORTED = """
+[proxy]
+id = "test"
+[management]
+enabled = true
+network = "n"
+[network.n.http]
+force_https = true
+[pipelines.p]
+networks = ["n"]
+endpoints = ["e"]
+middleware = ["policies", "t", "u"]
+backends = ["b", "c"]
+[endpoints.e]
+service = "http"
+options.path_prefix = "/"
+authentication = "a"
+[middleware.t]
+type = "transform"
+[middleware.u]
+type = "transform"
+options.fail_on_error = false
+[authentications.a]
+method = "mutual_tls"
+[backends.b]
+service = "dicom_scu"
+connection.host = "h"
+options.aet = "PACS"
+[backends.c]
+service = "jmix_backend"
+connection.host = "h"
+authentication = "a"
+"""
+
+
+def test_what_this_version_cannot_run(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text(UNSUPPORTED)
+    loaded = load(path, env={})  # it loads
+    found = [f"[{each.table}] {each.key} {each.message}" for each in unsupported(loaded)]
+    assert found == [
+        "[management] enabled is true; the management API is not available in this version",
+        "[network.n] http.force_https is true, which is not available in this version",
+        "[pipelines.p] backends lists 2 names; more than one backend is not available in this version",
+        '[endpoints.e] service is "http", which is not available in this version',
+        '[endpoints.e] authentication is "a"; it is not available in this version for endpoints',
+        '[backends.b] service is "dicom_scu", which is not available in this version',
+        '[authentications.a] method is "mutual_tls", which is not available in this version',
+        '[middleware.policies] type is "policies", which is not available in this version',
+        '[middleware.t] type is "transform", which is not available in this version',
+    ]
+    assert main(["-c", str(path), "--check"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"9 errors in the configuration:\n  {path}:4: [management] enabled: "
+    )
+
+
+def test_everything_in_the_default_and_the_example_is_supported():
+    assert unsupported(load(None, env={})) == []
+    assert unsupported(load(EXAMPLE, env={})) == []
