@@ -1,12 +1,13 @@
 """Calling an HTTP/1.1 upstream: streamed uploads, answers that come early, deadlines on every phase (h11, no more).
 
 The client sends and listens at once. An upstream that answers 401 or 409 before it has read an upload of gigabytes is
-heard, and the sending stops; most clients would only report a broken pipe. A file goes out with Content-Length, never
+heard, and the sending stops; most clients would only report a broken pipe. (A 2xx that starts early is read while the
+sending goes on.) A file goes out with Content-Length, never
 chunked, and is read off the event loop. Redirects are returned, not followed: what was meant for one host is not sent
 to another.
 
 Deadlines: `timeout_s` is given to each phase (a free connection, connecting with TLS, each write the upstream must take
-something of, the response head once the request is sent, each read of the response). `upload` and `request` as a whole
+something of, each read of the response once the request is sent). `upload` and `request` as a whole
 end after three times that plus the time their bytes would take at MINIMUM_RATE, so dribbling does not prolong them.
 
 A kept connection is reused while it is fresh; if it turns out to be closed, only an idempotent request without a
@@ -218,7 +219,7 @@ class HTTPClient:
             except UpstreamError:
                 if not link.stale:
                     raise
-                link.channel.abort()
+                await self._put_away(link)
                 link = await self._connect()
                 response = await link.ask(request, body)
             fields = Headers.from_wire(response.headers)
@@ -228,11 +229,11 @@ class HTTPClient:
             finally:
                 await chunks.aclose()
         finally:
-            self._slots.release()
-            if link is not None and link.rest():
-                self._idle.append(link)
-            elif link is not None:
-                link.channel.abort()
+            try:
+                if link is not None:
+                    await self._put_away(link)
+            finally:
+                self._slots.release()
 
     async def aclose(self) -> None:
         """Close the connections kept for reuse."""
@@ -308,6 +309,16 @@ class HTTPClient:
             link.channel.abort()
         return None
 
+    async def _put_away(self, link: _Link) -> None:
+        """Keep the connection for the next request, or close it."""
+        try:
+            await link.stop_sending()
+        finally:
+            if link.rest():
+                self._idle.append(link)
+            else:
+                link.channel.abort()
+
     async def _connect(self) -> _Link:
         loop = asyncio.get_running_loop()
         try:
@@ -339,6 +350,7 @@ class _Link:
         self._idle_since = 0.0
         self._repeatable = False
         self._heard = False  # any byte came since the request
+        self._sending: asyncio.Task[None] | None = None
 
     @property
     def stale(self) -> bool:
@@ -365,34 +377,32 @@ class _Link:
         return True
 
     async def ask(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> h11.Response:
-        """Send the request and, meanwhile, wait for the head of its response."""
-        sending = self._loop.create_task(self._send(request, body))
-        reading = self._loop.create_task(self._read_head())
-        try:
-            await asyncio.wait((sending, reading), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                self._check_sent(sending)
-                await asyncio.wait((reading,), timeout=self._timeout_s)
-            elif reading.exception() is not None and sending.done():
-                self._check_sent(sending)
-            if not reading.done():
-                raise self._error("timeout", f"no response within {self._timeout_s:g} s")
-            return reading.result()
-        finally:
-            sending.cancel()
-            reading.cancel()
-            await asyncio.wait((sending, reading))
-            for task in (sending, reading):  # fetched, so that none is reported as forgotten
-                if not task.cancelled():
-                    task.exception()
+        """Send the request while waiting for the head of its response.
 
-    def _check_sent(self, sending: asyncio.Task[None]) -> None:
-        """Raise why the request could not be sent; that the upstream closed is left to the reading to find out."""
-        error = sending.exception()
-        if isinstance(error, ChannelStalled):
-            raise self._error("timeout", f"took nothing of the request for {self._timeout_s:g} s")
-        if error is not None and not isinstance(error, ChannelClosed):
-            raise error
+        A success may come before the request has ended; the sending then goes on while its body is read. Anything else
+        that comes early means that nobody wants the rest (RFC 9112 §9.5).
+        """
+        self._sending = self._loop.create_task(self._send(request, body))
+        self._sending.add_done_callback(lambda _: self.channel.wake())
+        while not isinstance(event := await self._next_event(), h11.Response):
+            pass
+        if event.status_code >= 300:
+            await self.stop_sending()
+        return event
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The response body."""
+        while not isinstance(event := await self._next_event(), h11.EndOfMessage):
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+
+    async def stop_sending(self) -> None:
+        """The exchange is over, or nobody wants more of the request."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait((self._sending,))
+            if not self._sending.cancelled():
+                self._sending.exception()  # fetched, so that it is not reported as forgotten
 
     async def _send(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> None:
         http, write, timeout_s = self._http, self.channel.write, self._timeout_s
@@ -414,26 +424,12 @@ class _Link:
             if close is not None:
                 await close()
 
-    async def _read_head(self) -> h11.Response:
-        while True:
-            event = await self._next_event(None)  # `ask` bounds it: how long depends on the sending
-            if isinstance(event, h11.Response):
-                return event
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The response body."""
-        while True:
-            event = await self._next_event(self._timeout_s)
-            if isinstance(event, h11.Data):
-                yield bytes(event.data)
-            elif not isinstance(event, h11.InformationalResponse):
-                return
-
-    async def _next_event(self, timeout_s: float | None) -> h11.Event | type[h11.PAUSED]:
+    async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
         while True:
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
+                self._check_sending()
                 # h11 quotes what came; an upstream's bytes may be patient data.
                 what = (
                     "closed the connection before the end of its response" if self.channel.eof else "not HTTP"
@@ -441,13 +437,31 @@ class _Link:
                 raise self._error("protocol", what) from error
             if event is not h11.NEED_DATA:
                 return event  # type: ignore[return-value]  # mypy does not narrow h11's sentinels
+            sent = (
+                self._check_sending()
+            )  # while it lasts, the upstream may be waiting for us; its end wakes the wait
             try:
-                await self.channel.wait_for_data(None if timeout_s is None else self._loop.time() + timeout_s)
+                await self.channel.wait_for_data(self._loop.time() + self._timeout_s if sent else None)
             except TimeoutError:
-                raise self._error("timeout", f"response paused for more than {timeout_s:g} s") from None
-            data = self.channel.take()
-            self._heard = self._heard or bool(data)
-            self._http.receive_data(data)  # b"": the end
+                raise self._error("timeout", f"nothing came for {self._timeout_s:g} s") from None
+            if self.channel.buffered_bytes or self.channel.eof:
+                data = self.channel.take()
+                self._heard = self._heard or bool(data)
+                self._http.receive_data(data)  # b"": the end
+
+    def _check_sending(self) -> bool:
+        """True when the request is sent; raises why it could not be.
+
+        That the upstream closed is not the reason: it may have answered before, which the reading finds out.
+        """
+        if self._sending is None or not self._sending.done():
+            return False
+        error = None if self._sending.cancelled() else self._sending.exception()
+        if isinstance(error, ChannelStalled):
+            raise self._error("timeout", f"took nothing of the request for {self._timeout_s:g} s")
+        if error is not None and not isinstance(error, ChannelClosed):
+            raise error
+        return True
 
 
 _ErrorMaker = Callable[[Literal["connect", "timeout", "protocol"], str], UpstreamError]

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +107,19 @@ async def serve() -> AsyncIterator[Serve]:
             client.abort()
         await served.server.stop()
         assert not served.server.connections
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory, require_peer: Callable[[str], str]) -> Path:
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    subprocess.run(
+        [require_peer("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2",
+         "-keyout", path, "-out", path.with_suffix(".crt")],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + path.with_suffix(".crt").read_bytes())
+    return path
