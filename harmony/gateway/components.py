@@ -151,14 +151,15 @@ class Components:
         options = read_table(AuthenticationOptions, given, place, self.report)
         if table is None or options is None:
             return None
-        check_file(options.credentials_path, place, "credentials_path", self.report)
+        if table.method == "basic" and options.credentials_path is not None:
+            options = self._with_credentials(options, options.credentials_path, place)
         wanted: dict[str, object] = {}
         match table.method:
             case "bearer":
                 wanted = {"token": options.token}
             case "api_key":
                 wanted = {"api_key": options.api_key}
-            case "basic" if options.credentials_path is None:
+            case "basic":
                 wanted = {"username": options.username, "password": options.password}
         for key, value in wanted.items():
             # An empty value is what an unset environment variable leaves behind.
@@ -166,6 +167,27 @@ class Components:
                 came = "is missing" if value is None else "is empty"
                 self.report.error(place, key, f"{came}, must be set for method {show(table.method)}")
         return Authentication(table.id or name, table.method, options=options, origin=entry.place.origin())
+
+    def _with_credentials(
+        self, options: AuthenticationOptions, path: Path, place: Place
+    ) -> AuthenticationOptions:
+        """User name and password from a file that holds `user:password`."""
+        username, password = (
+            "(unreadable)",
+            Secret("(unreadable)"),
+        )  # so that neither counts as missing as well
+        try:
+            text = path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            self.report.error(place, "credentials_path", f'is "{path}", which cannot be read: {reason}')
+        else:
+            if ":" in text:
+                username, _, rest = text.partition(":")
+                password = Secret(rest)
+            else:
+                self.report.error(place, "credentials_path", f'is "{path}", which must hold user:password')
+        return msgspec.structs.replace(options, username=username, password=password)
 
     def _authentication(self, ref: str | None, place: Place, key: str) -> Authentication | None:
         if ref is None:

@@ -315,3 +315,30 @@ authentication = "AUTH"
     (backend,) = load(main, env={"KEY": "k"}).pipelines["p"].backends
     assert backend.authentication.options.api_key.reveal() == "k"
     assert backend.authentication.options.header_name == "X-API-Key"
+
+
+def test_credentials_from_a_file(tmp_path):
+    credentials = tmp_path / "credentials"
+    text = MAIN + PIPELINE.replace('endpoints = ["e"]', 'endpoints = ["e"]\nbackends = ["b"]')
+    text += f"""
+[backends.b]
+service = "jmix_backend"
+connection.host = "h"
+options.authentication_ref = "a"
+[authentications.a]
+method = "basic"
+options.credentials_path = "{credentials}"
+"""
+    main = write(tmp_path, {"config.toml": text})
+    assert errors_of(main) == [
+        f'{main}:21: [authentications.a.options] credentials_path: is "{credentials}", '
+        "which cannot be read: No such file or directory"
+    ]
+    credentials.write_text("no colon\n")
+    assert errors_of(main) == [
+        f'{main}:21: [authentications.a.options] credentials_path: is "{credentials}", which must hold user:password'
+    ]
+    credentials.write_text("me:open:sesame\n")
+    (backend,) = load(main, env={}).pipelines["p"].backends
+    assert backend.authentication.options.username == "me"
+    assert backend.authentication.options.password.reveal() == "open:sesame"
