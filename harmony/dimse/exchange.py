@@ -276,14 +276,17 @@ _DRAIN = _Drain()
 
 
 class Exchange:
-    """DIMSE on one association. services: what this side performs; None performs nothing but is still
-    polite."""
+    """DIMSE on one association.
 
-    def __init__(self, services: Services | None = None) -> None:
+    services: what this side performs, or who says so once the association is established; None performs nothing.
+    """
+
+    def __init__(self, services: Services | Callable[[Association], Services] | None = None) -> None:
         self.receiving = False
         self.association: Association
         self.writer: MessageWriter
-        self._services = services
+        self._choose = services if callable(services) else None
+        self._services = None if callable(services) else services
         self._assembly = MessageAssembly()
         self._contexts: dict[int, PresentationContext] = {}
         # The message being received, between its command set and the last fragment of its data set:
@@ -311,6 +314,8 @@ class Exchange:
         self._contexts = dict(agreed.contexts)
         self.writer = MessageWriter(association)
         self._window = asyncio.Semaphore(agreed.maximum_operations_invoked)
+        if self._choose is not None:
+            self._services = self._choose(association)
         if self._services is not None:
             self._services.association_established(association)
 

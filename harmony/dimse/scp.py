@@ -164,34 +164,51 @@ class Services:
 
 
 class Server:
-    """Services behind an Acceptor. Use `serve`, or `listen` on several addresses."""
+    """Services behind an Acceptor: fill it with `add`, then `listen` on any number of addresses. Or use `serve`."""
 
     def __init__(
         self,
-        services: Services,
         *,
-        policy: AcceptorPolicy | None = None,
         timeouts: Timeouts | None = None,
         limits: AcceptorLimits | None = None,
         size_limits: SizeLimits | None = None,
         verify_identity: IdentityVerifier | None = None,
     ) -> None:
-        """policy: AE titles, lengths and windows; its abstract syntaxes are replaced by those of the
-        services."""
-        self.services = services
+        self._hosted: list[tuple[AcceptorPolicy, Services]] = []
         self.acceptor = Acceptor(
-            replace(
-                policy or AcceptorPolicy(),
-                abstract_syntaxes=services.abstract_syntaxes,
-                other_abstract_syntaxes=services.other_abstract_syntax,
-            ),
-            lambda: Exchange(services),
+            lambda request: self._host_of(request.called_ae_title)[0],
+            lambda: Exchange(self._services_of),
             timeouts=timeouts,
             limits=limits,
             size_limits=size_limits,
             verify_identity=verify_identity,
         )
         self._closed = asyncio.Event()
+
+    def add(self, services: Services, policy: AcceptorPolicy | None = None) -> None:
+        """Perform services for the called AE titles of a policy; one without titles takes what no other answers to.
+
+        policy: AE titles, lengths and windows; its abstract syntaxes are replaced by those of the services.
+        """
+        policy = replace(
+            policy or AcceptorPolicy(),
+            abstract_syntaxes=services.abstract_syntaxes,
+            other_abstract_syntaxes=services.other_abstract_syntax,
+        )
+        self._hosted.append((policy, services))
+
+    def _host_of(self, called_ae_title: str) -> tuple[AcceptorPolicy, Services]:
+        """By title; the last resort is the first one added, whose policy then rejects the title."""
+        for hosted in self._hosted:
+            if called_ae_title in hosted[0].ae_titles:
+                return hosted
+        for hosted in self._hosted:
+            if not hosted[0].ae_titles:
+                return hosted
+        return self._hosted[0]
+
+    def _services_of(self, association: Association) -> Services:
+        return self._host_of(association.agreed.called_ae_title)[1]
 
     @property
     def port(self) -> int:
@@ -248,9 +265,8 @@ async def serve(
         maximum_length=maximum_length,
         maximum_operations_performed=maximum_operations,
     )
-    server = Server(
-        services, policy=policy, timeouts=timeouts, limits=limits, verify_identity=verify_identity
-    )
+    server = Server(timeouts=timeouts, limits=limits, verify_identity=verify_identity)
+    server.add(services, policy)
     await server.listen(host, port, ssl_context=ssl_context)
     try:
         yield server

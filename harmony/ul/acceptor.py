@@ -55,14 +55,15 @@ class AcceptorLimits:
 class Acceptor:
     """Listens for associations; each gets its own user from `make_user`.
 
-    policy: may be replaced while running; associations keep what they negotiated.
+    policy: one for all, or chosen for each request (by called AE title, say); may be replaced while running,
+    associations keep what they negotiated.
     verify_identity: called for every request when given, as a task that has `timeouts.associate_s` and is cancelled
     when the peer goes away.
     """
 
     def __init__(
         self,
-        policy: AcceptorPolicy,
+        policy: AcceptorPolicy | Callable[[AssociateRQ], AcceptorPolicy],
         make_user: Callable[[], AssociationUser],
         *,
         timeouts: Timeouts | None = None,
@@ -281,7 +282,8 @@ class Acceptor:
     ) -> None:
         """Negotiate; a policy or user that fails costs its own association only, and the peer gets an answer."""
         try:
-            association.answer(negotiate(request, self.policy, identity_response=identity_response))
+            policy = self.policy(request) if callable(self.policy) else self.policy
+            association.answer(negotiate(request, policy, identity_response=identity_response))
         except Exception:
             logger.exception("association %d could not be accepted", association.number)
             association.answer(AssociateRJ(1, 1, 1))  # nothing happens when an A-ASSOCIATE-AC has been sent
