@@ -66,10 +66,12 @@ def parts_of_url(url: str, key: str) -> Parts:
         return Parts(host=url)
     try:
         split = urlsplit(url if "://" in url else f"//{url}")
-        port = split.port
+        port = split.port if "@" not in split.netloc else None
     except ValueError as error:
         raise AddressError(key, f'is "{url}", must be a host name or a URL: {error}') from error
-    if not split.hostname or port == 0 or split.username is not None or split.query or split.fragment:
+    if split.username is not None:  # and perhaps a password: not to be repeated
+        raise AddressError(key, "holds credentials, which belong in an [authentications] table")
+    if not split.hostname or port == 0 or split.query or split.fragment:
         raise AddressError(key, f'is "{url}", must be a host name or a URL of scheme, host, port and path')
     path = clean_path(split.path)
     return Parts(host=split.hostname, port=port, protocol=split.scheme or None, base_path=path or None)

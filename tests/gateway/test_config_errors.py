@@ -341,6 +341,10 @@ CASES = [
             'is "http://h:99999/", must be a host name or a URL: Port out of range 0-65535',
         ),
     ),
+    (
+        {"targets.t": 'connection.host = "http://me:sesame@h:99999/"'},
+        ("targets.t", "connection.host", "holds credentials, which belong in an [authentications] table"),
+    ),
     # Places taken twice
     (
         {
