@@ -83,6 +83,7 @@ def run(
 ) -> Run:
     """One round of one receiver. Raises ObjectsLost, or PeerError when one side fails."""
     _check_room(conditions.output, objects * workload.data_set_bytes)
+    os.sync()  # what the last round left for the file system to do is not this one's
     scratch = Path(mkdtemp(prefix="harmony-bench-", dir=conditions.output))
     try:
         folder = scratch / "objects"
