@@ -173,8 +173,9 @@ class ZipStream:
                 yield out
         if compressor is not None:
             out = compressor.flush()
-            compressed_size += len(out)
-            yield out
+            if out:
+                compressed_size += len(out)
+                yield out
         if size_bytes is not None and size != size_bytes:
             raise ZipFormatError(f"member {name!r}: {size_bytes} bytes were announced, {size} came")
         total = len(encoded) + compressed_size
