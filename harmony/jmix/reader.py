@@ -38,6 +38,7 @@ __all__ = [
     "Limits",
     "Refusal",
     "check_envelope",
+    "describe_archive",
     "format_of_content_type",
     "open_archive",
 ]
@@ -138,6 +139,19 @@ def check_envelope(
         )
 
 
+def describe_archive(path: Path, *, limits: Limits) -> tuple[bytes, tuple[str, ...]]:
+    """Return manifest.json and the Study Instance UIDs of an archive that was checked when it came.
+
+    Of a ZIP only these two members are read. Raises EnvelopeError when it is no archive or has no manifest.
+    """
+    with open(path, "rb", buffering=0) as file:
+        _, archive = open_archive(file.fileno(), limits=limits)
+        contents = _read_once(archive, limits, only_documents=True)
+        _json_object(contents, MANIFEST)
+        metadata = _json_object(contents, METADATA) if METADATA in contents.documents else {}
+        return contents.documents[MANIFEST], _study_instance_uids(metadata)
+
+
 def format_of_content_type(content_type: str | None) -> ArchiveFormat | None:
     """Return the format a media type names, None when it leaves that open; refuse any other (415)."""
     media_type = (content_type or "").partition(";")[0].strip().lower()
@@ -158,7 +172,9 @@ def open_archive(fd: int, *, limits: Limits) -> tuple[ArchiveFormat, ZipReader |
     raise EnvelopeError(Refusal.UNSUPPORTED, "the content is neither a ZIP nor a gzip file")
 
 
-def _read_once(archive: ZipReader | TarGzReader, limits: Limits) -> _Contents:
+def _read_once(
+    archive: ZipReader | TarGzReader, limits: Limits, *, only_documents: bool = False
+) -> _Contents:
     """Read all members, hash them, keep the JSON documents, and find out where the envelope's root is."""
     files: dict[str, tuple[int, str]] = {}
     documents: dict[str, bytes] = {}
@@ -174,7 +190,7 @@ def _read_once(archive: ZipReader | TarGzReader, limits: Limits) -> _Contents:
                 raise EnvelopeError(Refusal.TOO_LARGE, f"{inner} of {size_bytes} bytes is too large")
             documents[inner] = b"".join(chunks)
             digest.update(documents[inner])
-        else:
+        elif not only_documents:
             for chunk in chunks:
                 digest.update(chunk)
         files[name] = (size_bytes, digest.hexdigest())

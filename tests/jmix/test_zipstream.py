@@ -19,7 +19,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmony.jmix.zipstream import CHUNK_BYTES, Compression, ZipFileWriter, ZipFormatError, ZipStream
+from harmony.jmix.zipstream import (
+    CHUNK_BYTES,
+    Compression,
+    ZipFileWriter,
+    ZipFormatError,
+    ZipStream,
+    _end_records,
+)
 
 UNZIP = shutil.which("unzip")
 ZIP = shutil.which("zip")
@@ -303,19 +310,17 @@ def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
     assert result.returncode in (0, 1), result.stdout  # 1: every member is an empty file
 
 
-def test_number_of_members_that_needs_zip64() -> None:
-    def end(entries: int) -> bytes:
-        stream = ZipStream(hashing=False)
-        for number in range(entries):
-            stream.add(f"{number:05}", b"")
-        return b"".join(stream.finish())[-98:]
-
-    assert end(65_534)[-22:-12] == bytes.fromhex("504b0506 0000 0000 feff")
-    tail = end(65_535)
-    assert tail[:4] == b"PK\x06\x06"
-    assert tail[24:40] == bytes.fromhex("ffff000000000000 ffff000000000000")
-    assert tail[56:60] == b"PK\x06\x07"
-    assert tail[-14:-10] == b"\xff\xff\xff\xff"
+def test_count_that_needs_zip64_begins_at_its_mark() -> None:
+    """65535 in the old field means "look elsewhere", so it cannot be the count (APPNOTE §4.4.1.4)."""
+    assert _end_records(65_534, 10, 20) == bytes.fromhex(
+        "504b0506 0000 0000 feff feff 0a000000 14000000 0000"
+    )
+    assert _end_records(65_535, 10, 20) == bytes.fromhex(
+        "504b0606 2c00000000000000 2d03 2d00 00000000 00000000 ffff000000000000 ffff000000000000"
+        "0a00000000000000 1400000000000000"
+        "504b0607 00000000 1e00000000000000 01000000"
+        "504b0506 0000 0000 ffff ffff 0a000000 14000000 0000"
+    )
 
 
 def test_members_beyond_four_gibibytes(tmp_path: Path) -> None:
