@@ -133,6 +133,8 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
         if len(pipeline.backends) > 1:
             message = f"lists {len(pipeline.backends)} names; more than one backend {NOT_AVAILABLE}"
             found.append(pipeline.origin.problem("backends", message))
+        if pipeline.backends and (needed := _missing_on_the_way(pipeline)):
+            found.append(pipeline.origin.problem("backends", needed))
         for endpoint in pipeline.endpoints:
             if (Role.ENDPOINT, endpoint.service) not in SUPPORTED:
                 message = f"is {show(endpoint.service)}, which {NOT_AVAILABLE}"
@@ -155,6 +157,18 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
                 message = f"is {show(middleware.type)}, which {NOT_AVAILABLE}"
                 found.append(middleware.origin.problem("type" if named else "middleware", message))
     return list(dict.fromkeys(found))
+
+
+def _missing_on_the_way(pipeline: Pipeline) -> str:
+    """Why what this version's endpoints receive would never reach a pipeline's backend; "" when it does."""
+    name = show(pipeline.backends[0].name)
+    if any(endpoint.service == "jmix" for endpoint in pipeline.endpoints):
+        return f"lists {name}; forwarding the requests of a jmix endpoint {NOT_AVAILABLE}, must be []"
+    if pipeline.backends[0].service == "jmix_backend" and not any(
+        middleware.type == "jmix_builder" for middleware in pipeline.left
+    ):
+        return f'lists {name}, which takes envelopes; the middleware must contain a "jmix_builder" that makes them'
+    return ""
 
 
 def _endpoints(config: LoadedConfig) -> Iterator[tuple[Pipeline, Endpoint]]:

@@ -368,10 +368,7 @@ SUPPORTED = frozenset(
     {
         (Role.ENDPOINT, "dicom_scp"),
         (Role.ENDPOINT, "jmix"),
-        (Role.ENDPOINT, "echo"),
         (Role.BACKEND, "jmix_backend"),
-        (Role.BACKEND, "storage"),
-        (Role.BACKEND, "echo"),
         (Role.MIDDLEWARE, "jmix_builder"),
         (Role.MIDDLEWARE, "passthru"),
     }

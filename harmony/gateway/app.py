@@ -1,0 +1,226 @@
+"""Start and stop of the running gateway.
+
+Starting goes inwards out: stores, backends (which take up what a crash left), then listeners; an address that
+is taken is an error that names it. SIGTERM and SIGINT stop it outwards in: new associations are rejected and
+new connections refused, what is under way gets GRACE_S, then backends finish and stores close. A second
+signal cuts the grace short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import signal
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from harmony import __version__
+from harmony.gateway.config import ConfigError, Listener, LoadedConfig, LogSettings
+from harmony.gateway.options import PrefixOptions
+from harmony.gateway.pipelines import Assembly, assemble
+from harmony.http import HTTPServer, Request, Response
+from harmony.http.message import HTTPError
+from harmony.jmix.store import EnvelopeStore
+
+__all__ = ["Gateway", "StartError", "run"]
+
+logger = logging.getLogger("harmony.gateway")
+
+GRACE_S = 20.0
+"""For associations, requests and uploads that are under way when the gateway is told to stop."""
+
+EXIT_CANNOT_START = 1
+EXIT_UNUSABLE = 2
+
+
+class StartError(Exception):
+    """The gateway cannot start; the message says what and where."""
+
+
+class Gateway:
+    """Everything a configuration describes, running between `start` and `stop`."""
+
+    def __init__(self, config: LoadedConfig) -> None:
+        """Raises ConfigError."""
+        self.config = config
+        self._assembly: Assembly = assemble(config)
+        self._http: HTTPServer | None = None
+        self._undo: list[Callable[[float], Awaitable[None]]] = []
+
+    @property
+    def dicom_addresses(self) -> list[tuple[str, int]]:
+        """Where DICOM is listened for, in the order of the configuration."""
+        return [address for each in self._assembly.dicom for address in each.server.acceptor.addresses]
+
+    @property
+    def http_addresses(self) -> list[tuple[str, int]]:
+        """Where HTTP is listened for, in the order of the configuration."""
+        return self._http.addresses if self._http is not None else []
+
+    async def start(self) -> None:
+        """Raises StartError; what had been started is stopped again then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def _start(self) -> None:
+        assembly = self._assembly
+        for path, store in assembly.envelope_stores.items():
+            with _explained(f"the envelope store {path}"):
+                await asyncio.to_thread(store.open)
+            self._undo.append(_closing(store))
+        for backend in assembly.backends:
+            with _explained("the storage folder"):
+                await backend.start()
+            self._undo.append(backend.stop)
+        for listener in assembly.dicom:
+            with _explained(f"DICOM on {listener.address}"):
+                await listener.start()
+            self._undo.append(listener.stop)
+        if assembly.http:
+            self._http = HTTPServer(self._handle)
+            self._undo.append(self._http.stop)
+            for network, address in assembly.http:
+                with _explained(f"HTTP on {address}"):
+                    await self._http.start(
+                        address.host, address.port, ssl=_tls_context(address), network=network
+                    )
+
+    async def stop(self, grace_s: float = GRACE_S) -> None:
+        """Stop everything that was started; idempotent."""
+        while self._undo:
+            undo = self._undo.pop()
+            try:
+                await undo(grace_s)
+            except Exception:
+                logger.exception("a part of the gateway did not stop cleanly")
+
+    async def _handle(self, request: Request) -> Response:
+        router = self._assembly.routers.get(request.network)
+        if router is None:
+            raise HTTPError(404, "nothing is served here")
+        return await router(request)
+
+    def greeting(self) -> list[str]:
+        """What was started, and what to type next."""
+        lines = [f"Harmony {__version__} ({self.config.proxy_id}), data under {self.config.storage_path}"]
+        for listener in self._assembly.dicom:
+            host, port = listener.server.acceptor.addresses[0]
+            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            for scp in listener.scps:
+                title = scp.options.local_aet
+                lines.append(f"  DICOM  {host}:{port}  AE title {title}")
+                lines.append(f"         try: echoscu -aec {title} {shown} {port}")
+                lines.append(f"         try: storescu -aec {title} {shown} {port} FILE.dcm")
+        for network, address in self._assembly.http:
+            prefixes = sorted(
+                endpoint.options.path_prefix
+                for pipeline in self.config.pipelines.values()
+                for endpoint in pipeline.endpoints
+                if network in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
+            )
+            scheme = "https" if address.tls else "http"
+            shown = "127.0.0.1" if address.host in ("0.0.0.0", "::") else address.host
+            for prefix in prefixes:
+                url = f"{scheme}://{shown}:{address.port}{prefix.rstrip('/')}"
+                lines.append(f"  JMIX   {url}")
+                lines.append(f"         try: curl '{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip")
+        return lines
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"{what}: {error.strerror or error}") from error
+
+
+def _closing(store: EnvelopeStore) -> Callable[[float], Awaitable[None]]:
+    async def close(grace_s: float) -> None:
+        await asyncio.to_thread(store.close)
+
+    return close
+
+
+def _tls_context(address: Listener) -> ssl.SSLContext | None:
+    if address.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(address.tls.cert_path, address.tls.key_path)
+    return context
+
+
+def run(config: LoadedConfig) -> int:
+    """Run until a signal says stop; the process's exit status."""
+    try:
+        _set_up_logging(config.log)
+        gateway = Gateway(config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_UNUSABLE
+    except OSError as error:
+        print(f"cannot start: the log file: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(gateway))
+
+
+async def _serve(gateway: Gateway) -> int:
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def told() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    try:
+        await gateway.start()
+    except StartError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    print("\n".join(gateway.greeting()), flush=True)
+    await stop.wait()
+    logger.info("stopping")
+    stopping = asyncio.create_task(gateway.stop())
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        await gateway.stop(0.0)
+    hurried.cancel()
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _set_up_logging(settings: LogSettings) -> None:
+    handler: logging.Handler
+    if settings.file is None:
+        handler = logging.StreamHandler()
+    else:
+        Path(settings.file).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.WatchedFileHandler(settings.file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.number)

@@ -1,0 +1,109 @@
+"""The `dicom_scp` endpoint: a DICOM listener in front of a Backend (its options: docs/CONFIGURATION.md).
+
+One `DicomListener` per address; endpoints that share an address are told apart by the called AE title. C-ECHO is
+answered here, C-STORE goes to the endpoint's backend. A disabled operation is not accepted in negotiation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harmony.dimse.scp import Server, Services
+from harmony.gateway.backend import Backend
+from harmony.gateway.config import Endpoint, Listener
+from harmony.gateway.options import DicomScpOptions
+from harmony.ul.acceptor import AcceptorLimits
+from harmony.ul.association import Timeouts
+from harmony.ul.negotiation import AcceptorPolicy
+
+__all__ = ["DicomListener", "DicomSCP"]
+
+logger = logging.getLogger("harmony.gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class DicomSCP:
+    """One endpoint and what is behind it."""
+
+    endpoint: Endpoint
+    backend: Backend
+
+    @property
+    def options(self) -> DicomScpOptions:
+        options = self.endpoint.options
+        assert isinstance(options, DicomScpOptions)
+        return options
+
+    def services(self) -> Services:
+        """What this endpoint performs, by its enable_* flags."""
+        options, services = self.options, Services()
+        if not options.enable_echo:
+            services.no_echo()
+        if options.enable_store:
+            services.store(
+                self.backend.store,
+                sop_classes=options.sop_classes or None,
+                transfer_syntaxes=options.transfer_syntaxes or None,
+            )
+        services.on_association(self.backend.association_established, self.backend.association_ended)
+        return services
+
+    def policy(self) -> AcceptorPolicy:
+        """Who is let in, and what is announced. The abstract syntaxes are those of the services."""
+        options = self.options
+        return AcceptorPolicy(
+            ae_titles=frozenset() if options.accept_any_called_ae else frozenset({options.local_aet}),
+            calling_ae_titles=options.allowed_calling_ae_titles(),
+            maximum_length=options.max_pdu,
+            maximum_operations_performed=options.max_operations,
+        )
+
+
+class DicomListener:
+    """The server on one address."""
+
+    def __init__(self, address: Listener, scps: Sequence[DicomSCP]) -> None:
+        """scps: at least one; timers and the number of associations are those of the first."""
+        self.address = address
+        self.scps = tuple(scps)
+        options = self.scps[0].options
+        self.server = Server(
+            timeouts=Timeouts(
+                artim_s=options.artim_timeout_secs,
+                associate_s=options.association_timeout_secs,
+                pdu_s=options.pdu_timeout_secs,
+                write_s=options.pdu_timeout_secs,
+                idle_s=options.idle_timeout_secs,
+            ),
+            limits=AcceptorLimits(
+                maximum_associations=options.max_associations,
+                maximum_connections=4 * options.max_associations,
+            ),
+        )
+        for scp in self.scps:
+            self.server.add(scp.services(), scp.policy())
+
+    async def start(self) -> None:
+        """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""
+        context = await asyncio.to_thread(_tls_context, self.address)
+        await self.server.listen(self.address.host, self.address.port, ssl_context=context)
+
+    async def stop(self, grace_s: float) -> None:
+        """Let associations end within grace_s, rejecting new ones, then abort what is left."""
+        await self.server.drain(grace_s)
+
+
+def _tls_context(address: Listener) -> ssl.SSLContext | None:
+    if address.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # PS3.15 B.12
+    context.load_cert_chain(address.tls.cert_path, address.tls.key_path)
+    if address.tls.ca_cert_path is not None:
+        context.load_verify_locations(address.tls.ca_cert_path)
+        context.verify_mode = ssl.CERT_REQUIRED if address.tls.require_client_cert else ssl.CERT_OPTIONAL
+    return context

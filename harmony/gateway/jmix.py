@@ -1,0 +1,201 @@
+"""The `jmix` endpoint: the local envelope store over HTTP (docs/CONFIGURATION.md; document routes under its
+prefix).
+
+    GET  /api/jmix?studyInstanceUid=UID     the newest envelope that holds a study
+    GET  /api/jmix/{id}                     an envelope: a ZIP, or a gzip tar by Accept
+    GET  /api/jmix/{id}/manifest            its manifest.json
+    POST /api/jmix                          an upload: 201, 400, 409, 413, 415
+    GET  /api/jmix/prime/{studyUid}         make sure there is an envelope of a study: 200, 201, 404
+
+Several endpoints may share a store; the same store serves what `jmix_builder` builds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harmony.gateway.config import Endpoint
+from harmony.gateway.options import JmixEndpointOptions
+from harmony.gateway.study_envelope import StudyEnvelopes
+from harmony.http import FileBody, HTTPError, Request, Response, Router, json_response, normalize_prefix
+from harmony.jmix.limits import EnvelopeError, canonical_envelope_id
+from harmony.jmix.reader import ArchiveFormat, check_envelope, format_of_content_type
+from harmony.jmix.store import EnvelopeExists, EnvelopeStore
+
+__all__ = ["JmixEndpoint"]
+
+logger = logging.getLogger("harmony.gateway")
+
+MEDIA_TYPES = {ArchiveFormat.ZIP: "application/zip", ArchiveFormat.TAR_GZ: "application/gzip"}
+SUFFIXES = {ArchiveFormat.ZIP: "zip", ArchiveFormat.TAR_GZ: "tar.gz"}
+
+
+class JmixEndpoint:
+    """One endpoint over one store. studies: makes envelopes of what the archive holds, for `prime`."""
+
+    def __init__(self, endpoint: Endpoint, envelopes: EnvelopeStore, studies: StudyEnvelopes | None) -> None:
+        options = endpoint.options
+        assert isinstance(options, JmixEndpointOptions)
+        self._name = endpoint.name
+        self._options = options
+        self._envelopes = envelopes
+        self._studies = studies
+
+    def add_routes(self, router: Router) -> None:
+        """Raises RouteConflict when another endpoint of the network has one of them."""
+        prefix = normalize_prefix(self._options.path_prefix) + "/api/jmix"
+        name = self._name
+        router.add("GET", prefix, self.find, name=name, description="envelope of a study")
+        router.add("POST", prefix, self.upload, name=name, description="upload an envelope")
+        router.add(
+            "GET", prefix + "/prime/{study_uid}", self.prime, name=name, description="prepare an envelope"
+        )
+        router.add("GET", prefix + "/{id}", self.get, name=name, description="envelope")
+        router.add(
+            "GET", prefix + "/{id}/manifest", self.manifest, name=name, description="manifest of an envelope"
+        )
+
+    async def find(self, request: Request) -> Response:
+        study_uid = request.query.first("studyInstanceUid")
+        if not study_uid:
+            raise HTTPError(400, "missing studyInstanceUid")
+        found = await asyncio.to_thread(self._envelopes.find_by_study, study_uid)
+        if found is None:
+            raise HTTPError(404, "no envelope of this study")
+        return await self._serve(found, request)
+
+    async def get(self, request: Request) -> Response:
+        return await self._serve(self._id(request), request)
+
+    async def manifest(self, request: Request) -> Response:
+        try:
+            body = await asyncio.to_thread(self._envelopes.manifest, self._id(request))
+        except (KeyError, FileNotFoundError):
+            raise HTTPError(404, "no such envelope") from None
+        return Response(200, {"Content-Type": "application/json"}, body)
+
+    async def prime(self, request: Request) -> Response:
+        study_uid = request.path_parameters["study_uid"]
+        found = await asyncio.to_thread(self._envelopes.find_by_study, study_uid)
+        if found is not None:
+            return json_response({"id": found, "status": "ready"})
+        built = await self._studies.build(study_uid) if self._studies is not None else None
+        if built is None:
+            raise HTTPError(404, "no envelope and no stored objects of this study")
+        return json_response({"id": built, "status": "created"}, 201)
+
+    async def upload(self, request: Request) -> Response:
+        content_type = request.headers.get("content-type")
+        try:
+            format_of_content_type(content_type)
+        except EnvelopeError as error:
+            raise HTTPError(int(error.kind), str(error)) from error
+        request.body.maximum_bytes = self._options.max_upload_bytes
+        path = self._envelopes.incoming()
+        try:
+            await _receive(request, path)
+            info = await asyncio.to_thread(check_envelope, path, content_type=content_type)
+            stored = await asyncio.to_thread(
+                self._envelopes.add_uploaded, path, info, origin="upload", created_at=datetime.now(UTC)
+            )
+        except EnvelopeError as error:
+            raise HTTPError(int(error.kind), str(error)) from error
+        except EnvelopeExists as error:
+            raise HTTPError(409, "envelope id already exists") from error
+        finally:
+            path.unlink(missing_ok=True)
+        logger.info(
+            "envelope %s uploaded: %d objects, %d bytes", stored.id, info.instance_count, stored.size_bytes
+        )
+        return json_response({"id": stored.id, "status": "stored"}, 201)
+
+    def _id(self, request: Request) -> str:
+        envelope_id = canonical_envelope_id(request.path_parameters["id"])
+        if envelope_id is None:
+            raise HTTPError(404, "no such envelope")
+        return envelope_id
+
+    async def _serve(self, envelope_id: str, request: Request) -> Response:
+        try:
+            stored = await asyncio.to_thread(self._envelopes.get, envelope_id)
+        except KeyError:
+            raise HTTPError(404, "no such envelope") from None
+        wanted = _wanted_format(request.headers.get("accept"))
+        headers = {
+            "Content-Type": MEDIA_TYPES[wanted],
+            "Content-Disposition": f'attachment; filename="{envelope_id}.{SUFFIXES[wanted]}"',
+            "Vary": "Accept",
+        }
+        if wanted is stored.format:
+            return Response(200, headers, FileBody(stored.path))
+        if request.method == "HEAD":
+            return Response(200, headers)
+        repack = (
+            self._envelopes.iter_as_zip if wanted is ArchiveFormat.ZIP else self._envelopes.iter_as_tar_gz
+        )
+        chunks = await asyncio.to_thread(repack, envelope_id)
+        return Response(200, headers, _in_thread(chunks))
+
+
+async def _receive(request: Request, path: Path) -> None:
+    """Write the body to a file as it arrives; a full disk is 507."""
+    try:
+        with open(path, "xb", buffering=0) as file:  # noqa: ASYNC230 - to the page cache, like received objects
+            async for chunk in request.body:
+                view = memoryview(chunk)
+                while view:
+                    view = view[file.write(view) :]
+            await asyncio.to_thread(os.fsync, file.fileno())
+    except OSError as error:
+        logger.error("an upload could not be written: %s", error)
+        raise HTTPError(507, "the upload could not be stored") from error
+
+
+async def _in_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Pull a blocking iterator in a worker thread, one chunk at a time, at the pace of the client."""
+    loop = asyncio.get_running_loop()
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="harmony-repack") as worker,
+        contextlib.ExitStack() as stack,
+    ):
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            stack.callback(close)
+        while (chunk := await loop.run_in_executor(worker, next, chunks, None)) is not None:
+            yield chunk
+
+
+def _wanted_format(accept: str | None) -> ArchiveFormat:
+    """What Accept prefers of ZIP (the default) and gzip tar; 406 when it allows neither (RFC 9110
+    §12.5.1)."""
+    if not accept or not accept.strip():
+        return ArchiveFormat.ZIP
+    quality = dict.fromkeys(ArchiveFormat, 0.0)
+    specificity = dict.fromkeys(ArchiveFormat, -1)
+    for part in accept.split(","):
+        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        q = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    q = min(1.0, max(0.0, float(parameter[2:])))
+                except ValueError:
+                    q = 0.0
+        for each, media_type in MEDIA_TYPES.items():
+            matches = {"*/*": 0, "application/*": 1, media_type: 2}
+            if each is ArchiveFormat.TAR_GZ:
+                matches["application/x-gtar"] = matches["application/x-gzip"] = 2
+            rank = matches.get(media_range, -1)
+            if rank > specificity[each]:
+                specificity[each], quality[each] = rank, q
+    best = max(ArchiveFormat, key=lambda each: (quality[each], each is ArchiveFormat.ZIP))
+    if quality[best] == 0.0:
+        raise HTTPError(406, "an envelope can be had as application/zip or application/gzip")
+    return best

@@ -1,0 +1,236 @@
+"""The `jmix_backend` backend: an upstream JMIX server, and the courier that brings it what waits in an
+outbox.
+
+A delivery is the upload of one envelope file, with Content-Length, to `POST {base}/api/jmix`. The envelope's
+id was fixed long before the first try, so a try whose answer was lost is simply repeated: 409 says that the
+upstream has it.
+
+What an answer means:
+
+    2xx, 409                            delivered
+    408, 425, 429, 5xx, no connection,
+    no answer in time                   tried again, with a growing delay, without end
+    401, 403, 407                       tried again: it is the credentials that are wrong, not the envelope
+    any other                           parked: kept, reported, and not tried again until somebody unparks it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from harmony.gateway.addresses import jmix_base_path
+from harmony.gateway.config import Authentication as ConfiguredAuthentication
+from harmony.gateway.config import Backend as ConfiguredBackend
+from harmony.gateway.options import AuthenticationOptions, JmixBackendOptions
+from harmony.http.client import Authentication, HTTPClient, UpstreamError
+from harmony.jmix.outbox import Delivery, Outbox, State, backoff_s
+
+__all__ = ["Courier", "JmixUpstream", "Result", "Verdict"]
+
+logger = logging.getLogger("harmony.gateway")
+
+RETRIED_STATUSES = frozenset({401, 403, 407, 408, 425, 429})
+DELIVERED_STATUSES = frozenset({200, 201, 202, 204, 409})
+KEEP_DELIVERED_S = 30 * 86400.0
+"""Rows of what was delivered are kept this long, for whoever asks what became of an envelope."""
+
+ERROR_TEXT_BYTES = 200
+
+
+class Verdict(Enum):
+    DELIVERED = "delivered"
+    RETRY = "retry"
+    PARK = "park"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one try. status None: there was no answer."""
+
+    verdict: Verdict
+    status: int | None
+    error: str = ""
+
+
+class JmixUpstream:
+    """One upstream JMIX server."""
+
+    def __init__(self, configured: ConfiguredBackend) -> None:
+        """Raises ValueError for an address or credentials that cannot be used, OSError for a CA file that is
+        not there."""
+        options = configured.options
+        assert isinstance(options, JmixBackendOptions)
+        assert configured.target is not None
+        self.name = configured.name
+        self.options = options
+        target = configured.target
+        base_path = jmix_base_path(options.path_prefix, target.base_path)
+        self._client = HTTPClient(
+            replace(target, base_path=base_path).url,
+            timeout_s=target.timeout_s,
+            authentication=_authentication(configured.authentication),
+            ca_cert_path=target.ca_cert_path,
+            maximum_connections=options.max_concurrent_uploads,
+        )
+
+    def __repr__(self) -> str:
+        return f"<JmixUpstream {self.name} {self._client!r}>"
+
+    async def upload(self, path: Path, content_type: str) -> Result:
+        """Try once to deliver an envelope. Never raises for what the upstream does; OSError when the file is
+        unreadable."""
+        try:
+            answer = await self._client.upload("POST", "", file_path=path, content_type=content_type)
+        except UpstreamError as error:
+            return Result(Verdict.RETRY, None, str(error))
+        status = answer.status
+        if status in DELIVERED_STATUSES:
+            return Result(Verdict.DELIVERED, status)
+        said = answer.body[:ERROR_TEXT_BYTES].decode("utf-8", "replace").replace("\n", " ")
+        text = f"the upstream answered {status}: {said}"
+        permanent = 400 <= status < 500 and status not in RETRIED_STATUSES
+        return Result(Verdict.PARK if permanent else Verdict.RETRY, status, text)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class Courier:
+    """Delivers what is in an outbox to an upstream, several at a time, for as long as it runs."""
+
+    def __init__(self, outbox: Outbox, upstream: JmixUpstream) -> None:
+        self._outbox = outbox
+        self._upstream = upstream
+        self._wanted = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._uploads: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Say what is waiting, and begin."""
+        counts = await asyncio.to_thread(self._outbox.counts)
+        if counts[State.PENDING] or counts[State.PARKED]:
+            logger.info(
+                "upstream %s: %d envelopes to deliver, %d parked",
+                self._upstream.name,
+                counts[State.PENDING],
+                counts[State.PARKED],
+            )
+        self._task = asyncio.create_task(self._run(), name=f"courier {self._upstream.name}")
+
+    def wake(self) -> None:
+        """Something new is in the outbox."""
+        self._wanted.set()
+
+    async def stop(self, grace_s: float) -> None:
+        """Begin nothing new, let uploads finish within grace_s; what is cut short is pending at the next
+        start."""
+        self._stopping = True
+        self._wanted.set()
+        if self._task is not None:
+            await self._task
+        if self._uploads:
+            _, late = await asyncio.wait(self._uploads, timeout=grace_s)
+            for upload in late:
+                upload.cancel()
+            if late:
+                await asyncio.wait(late)
+        await self._upstream.close()
+
+    async def _run(self) -> None:
+        limit = self._upstream.options.max_concurrent_uploads
+        while not self._stopping:
+            self._wanted.clear()
+            try:
+                await self._begin(limit - len(self._uploads))
+                next_due = await asyncio.to_thread(self._outbox.next_due)
+                delay = None if next_due is None else max(0.0, next_due - time.time())
+            except Exception:
+                logger.exception("upstream %s: the outbox cannot be used", self._upstream.name)
+                delay = 5.0
+            if len(self._uploads) >= limit:
+                delay = None  # a finished upload wakes us
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+
+    async def _begin(self, free: int) -> None:
+        if free <= 0:
+            return
+        for delivery in await asyncio.to_thread(self._outbox.claim_due, time.time(), limit=free):
+            upload = asyncio.create_task(self._deliver(delivery))
+            self._uploads.add(upload)
+            upload.add_done_callback(self._uploaded)
+
+    def _uploaded(self, upload: asyncio.Task[None]) -> None:
+        self._uploads.discard(upload)
+        self._wanted.set()
+        if not upload.cancelled() and (error := upload.exception()) is not None:
+            logger.error("upstream %s: a delivery failed", self._upstream.name, exc_info=error)
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        try:
+            result = await self._upstream.upload(Path(delivery.payload_path), delivery.content_type)
+        except (OSError, EOFError) as error:
+            result = Result(Verdict.PARK, None, f"the envelope file cannot be read: {error}")
+        await asyncio.to_thread(self._record, delivery, result)
+
+    def _record(self, delivery: Delivery, result: Result) -> None:
+        now, outbox, name = time.time(), self._outbox, self._upstream.name
+        match result.verdict:
+            case Verdict.DELIVERED:
+                outbox.delivered(delivery.id, http_status=result.status or 0, now=now)
+                logger.info("envelope %s delivered to %s (%s)", delivery.envelope_id, name, result.status)
+                outbox.forget_delivered(before=now - KEEP_DELIVERED_S)
+            case Verdict.RETRY:
+                options = self._upstream.options
+                delay_s = backoff_s(
+                    delivery.attempts,
+                    random=random.random,
+                    first_s=options.retry_backoff_secs,
+                    maximum_s=options.retry_backoff_max_secs,
+                )
+                outbox.failed(
+                    delivery.id,
+                    error=result.error,
+                    retry_at=now + delay_s,
+                    now=now,
+                    http_status=result.status,
+                )
+                logger.warning(
+                    "envelope %s not delivered to %s, try %d: %s; again in %.1f s",
+                    delivery.envelope_id,
+                    name,
+                    delivery.attempts,
+                    result.error,
+                    delay_s,
+                )
+            case Verdict.PARK:
+                outbox.parked(delivery.id, error=result.error, now=now, http_status=result.status)
+                logger.error("envelope %s parked for %s: %s", delivery.envelope_id, name, result.error)
+
+
+def _authentication(configured: ConfiguredAuthentication | None) -> Authentication | None:
+    if configured is None or configured.method == "none":
+        return None
+    options = configured.options
+    assert isinstance(options, AuthenticationOptions)
+    match configured.method:
+        case "basic" if options.username is not None and options.password is not None:
+            return Authentication.basic(options.username, options.password.reveal())
+        case "bearer" if options.token is not None:
+            return Authentication.bearer(options.token.reveal())
+        case "api_key" if options.api_key is not None:
+            return Authentication.api_key(options.api_key.reveal(), header=options.header_name)
+        case method:
+            raise ValueError(
+                f"authentication {configured.id}: method {method} cannot be used towards an upstream"
+            )

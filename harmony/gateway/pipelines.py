@@ -1,0 +1,128 @@
+"""From a LoadedConfig to the objects that run: stores, backends, DICOM listeners, HTTP routes.
+
+Nothing is opened or listened on here; `app` starts what `assemble` returns, in the order of its fields, and
+stops it in reverse. Stores are shared by everyone who names the same folder: what one pipeline receives,
+another serves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harmony.archive.files import FileStore
+from harmony.gateway.backend import Backend
+from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
+from harmony.gateway.dicom_scp import DicomListener, DicomSCP
+from harmony.gateway.jmix import JmixEndpoint
+from harmony.gateway.jmix_backend import JmixUpstream
+from harmony.gateway.jmix_builder import JmixBuilder
+from harmony.gateway.local_archive import LocalArchive
+from harmony.gateway.options import DicomScpOptions, JmixBuilderOptions, JmixEndpointOptions
+from harmony.gateway.study_envelope import StudyEnvelopes
+from harmony.http import RouteConflict, Router
+from harmony.jmix.store import EnvelopeStore
+
+__all__ = ["Assembly", "assemble"]
+
+BUILDER_FOLDER = "jmix-builder"
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Everything that runs, in starting order."""
+
+    envelope_stores: dict[Path, EnvelopeStore] = field(default_factory=dict)
+    backends: list[Backend] = field(default_factory=list)
+    dicom: list[DicomListener] = field(default_factory=list)
+    routers: dict[str, Router] = field(default_factory=dict)
+    """By network name."""
+    http: list[tuple[str, Listener]] = field(default_factory=list)
+    """Network name and address of each HTTP listener."""
+
+
+class _Assembler:
+    def __init__(self, config: LoadedConfig) -> None:
+        self.config = config
+        self.assembly = Assembly()
+        self._scps: dict[Listener, list[DicomSCP]] = {}
+
+    def assemble(self) -> Assembly:
+        for pipeline in self.config.pipelines.values():
+            self._add(pipeline)
+        for listener, scps in self._scps.items():
+            self.assembly.dicom.append(DicomListener(listener, scps))
+        for network in self.config.http_networks():
+            if network.http is not None:
+                self.assembly.http.append((network.name, network.http))
+                self.assembly.routers.setdefault(network.name, Router())
+        return self.assembly
+
+    def _add(self, pipeline: Pipeline) -> None:
+        backend: Backend | None = None
+        for endpoint in pipeline.endpoints:
+            if isinstance(endpoint.options, DicomScpOptions):
+                if backend is None:
+                    backend = self._receiver(pipeline, endpoint.options)
+                    self.assembly.backends.append(backend)
+                for listener in endpoint.listeners:
+                    self._scps.setdefault(listener, []).append(DicomSCP(endpoint, backend))
+            elif isinstance(endpoint.options, JmixEndpointOptions):
+                self._add_jmix(endpoint, endpoint.options)
+
+    def _receiver(self, pipeline: Pipeline, options: DicomScpOptions) -> Backend:
+        """What a pipeline does with received instances: keep them, or keep them and pack them."""
+        files = FileStore(
+            options.storage_dir,
+            durability=options.durability,
+            duplicates=options.duplicates,
+            maximum_object_bytes=options.max_object_bytes,
+            minimum_free_bytes=options.min_free_bytes,
+        )
+        builder = next((each for each in pipeline.left if isinstance(each.options, JmixBuilderOptions)), None)
+        if builder is None:
+            return LocalArchive(files)
+        assert isinstance(builder.options, JmixBuilderOptions)
+        upstream = None
+        for configured in pipeline.backends:
+            try:
+                upstream = JmixUpstream(configured)
+            except (ValueError, OSError) as error:
+                raise ConfigError([configured.origin.problem("", str(error))]) from error
+        return JmixBuilder(
+            pipeline.name,
+            builder.options,
+            files=files,
+            envelopes=self._envelopes(builder.options.store_dir),
+            folder=self.config.storage_path / BUILDER_FOLDER / pipeline.name,
+            upstream=upstream,
+            window=options.max_operations,
+            fsync=options.durability == "fsync",
+        )
+
+    def _add_jmix(self, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
+        envelopes = self._envelopes(options.store_dir)
+        studies = StudyEnvelopes(
+            self.config.storage_path / "dimse",
+            envelopes,
+            skip_hashing=bool(options.skip_hashing),
+            skip_listing=bool(options.skip_listing),
+        )
+        jmix = JmixEndpoint(endpoint, envelopes, studies)
+        for network in endpoint.networks:
+            try:
+                jmix.add_routes(self.assembly.routers.setdefault(network, Router()))
+            except RouteConflict as error:
+                raise ConfigError([endpoint.origin.problem("options.path_prefix", str(error))]) from error
+
+    def _envelopes(self, folder: Path) -> EnvelopeStore:
+        place = folder.absolute()
+        if place not in self.assembly.envelope_stores:
+            self.assembly.envelope_stores[place] = EnvelopeStore(place)
+        return self.assembly.envelope_stores[place]
+
+
+def assemble(config: LoadedConfig) -> Assembly:
+    """Build what a configuration describes. Raises ConfigError for what only shows when it is put
+    together."""
+    return _Assembler(config).assemble()
