@@ -82,7 +82,11 @@ def _row(receiver: str, by_receiver: dict[str, list[Run]]) -> list[str]:
 def _ratio(runs: Sequence[Run], reference: Sequence[Run]) -> str:
     rate = median(run.objects_per_s for run in runs) / median(run.objects_per_s for run in reference)
     cpu = median(run.cpu_us_per_object for run in runs) / median(run.cpu_us_per_object for run in reference)
-    return f"rate {rate:.2f} CPU {cpu:.2f}"
+    return f"rate {_factor(rate)} CPU {_factor(cpu)}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _spread(values: Sequence[float]) -> str:
