@@ -54,3 +54,14 @@ def test_run_tool_fails_on_an_unexpected_exit_status(run_tool, free_port):
     with pytest.raises(pytest.fail.Exception, match="echoscu"):
         run_tool("echoscu", "-to", 2, "127.0.0.1", free_port)
     assert run_tool("echoscu", "127.0.0.1", free_port, status=None).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome"),
+    [("1", pytest.fail.Exception), ("0", pytest.skip.Exception)],
+    ids=["fail", "skip"],
+)
+def test_a_missing_peer_is_a_skip_or_where_required_a_failure(require_peer, monkeypatch, required, outcome):
+    monkeypatch.setenv("HARMONY_REQUIRE_PEERS", required)
+    with pytest.raises(outcome, match="peer missing: no-such-program"):
+        require_peer("no-such-program")
