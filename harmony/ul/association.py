@@ -165,7 +165,7 @@ class Association(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._core = UpperLayer(role, self, artim_timeout_s=timeouts.artim_s, limits=limits)
         self._transport: asyncio.Transport | None = None
-        self._socket: socket.socket | None = None
+        self._socket: _BorrowedSocket | None = None
         self._deadlines = _Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._pdus_seen = 0
@@ -289,6 +289,18 @@ class Association(asyncio.BufferedProtocol):
         """Close the transport as soon as what was written has left, without waiting for the peer to close."""
         self._close_transport()
 
+    def give_up(self, error: AssociationError) -> None:
+        """Requestor: connecting failed or was cancelled, and the event loop has closed what there was of a transport.
+
+        uvloop does so without calling connection_lost, even after connection_made.
+        """
+        self._core.abort(now=self._loop.time())
+        self._core.take_outgoing()
+        self._finish(error)
+        if self._transport is not None:
+            self.connection_lost(None)
+        self._closed.set()
+
     async def wait_established(self) -> Negotiated:
         """Requestor: wait for the answer to A-ASSOCIATE-RQ; raises AssociationRejected and its kin."""
         return await asyncio.shield(self._established)
@@ -374,9 +386,9 @@ class Association(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._socket is not None:
-            self._socket.detach()
-            self._socket = None
+        self._socket = None
+        if self._closed.is_set():
+            return  # given up before
         error = ConnectionLost(f"the connection was lost: {exc}" if exc else "the peer closed the connection")
         self._core.transport_closed(now=self._loop.time(), error=error)
         self._finish(error)
@@ -551,8 +563,7 @@ class Association(asyncio.BufferedProtocol):
             if hasattr(socket, "TCP_KEEPIDLE"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
         if TCP_QUICKACK is not None:
-            # Shares the descriptor, does not own it: detached, never closed, in connection_lost.
-            self._socket = socket.socket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+            self._socket = _BorrowedSocket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
 
     # Deadlines: one timer, set for the earliest that runs or could begin to run ----
 
@@ -628,6 +639,13 @@ class Association(asyncio.BufferedProtocol):
             elif now >= deadlines.idle_since + idle_s:
                 logger.info("association %d idle for %g s: releasing it", self.number, idle_s)
                 self._begin_release()
+
+
+class _BorrowedSocket(socket.socket):
+    """A socket object over a descriptor that belongs to a transport; it never closes it."""
+
+    def __del__(self) -> None:
+        self.detach()
 
 
 def format_address(transport: asyncio.Transport) -> str:

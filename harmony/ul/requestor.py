@@ -46,19 +46,23 @@ async def request_association(
                     server_hostname=server_hostname or host,
                     ssl_handshake_timeout=timeouts.connect_s,
                 )
-        await association.wait_established()
-    except AssociationError:
-        association.cut_after_writing()  # nobody waits for it any more, not even for the peer to close
-        raise
     except (OSError, UnicodeError) as error:
         failure: AssociationError = ConnectFailed(f"cannot connect to {host}:{port}: {_describe(error)}")
         if deadline.expired():
             failure = DeadlineExceeded(f"connecting to {host}:{port}", timeouts.connect_s or 0.0)
-        association.abort(failure)
+        association.give_up(failure)
         raise failure from error
+    except asyncio.CancelledError:
+        association.give_up(ConnectFailed(f"connecting to {host}:{port} was cancelled"))
+        raise
+    try:
+        await association.wait_established()
     except asyncio.CancelledError:
         association.abort()
         association.cut_after_writing()
+        raise
+    except AssociationError:
+        association.cut_after_writing()  # nobody waits for it any more, not even for the peer to close
         raise
     return association
 
