@@ -213,8 +213,9 @@ class Association(asyncio.BufferedProtocol):
         peer_maximum_length.
 
         Returns True when the bytes have left already; otherwise the buffer must stay as it is until
-        `flushed()`. Raises the error that ended the association, or LocalProtocolError in a state that sends
-        no data.
+        `flushed()`. Over TLS "left" means encrypted and handed to the TCP transport, which may hold one
+        such write back unseen; the next one is then blocked. Raises the error that ended the association,
+        or LocalProtocolError in a state that sends no data.
         """
         transport = self._transport
         if transport is None or not self._core.may_send_p_data():

@@ -1,0 +1,311 @@
+"""TLS on loopback: both sides of ours, bare TLS peers, those who do not speak it, frozen handshakes (R04, R05)."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+
+import pytest
+
+from harmony.ul.acceptor import AcceptorLimits
+from harmony.ul.association import RECEIVE_BUFFER_BYTES, Timeouts
+from harmony.ul.errors import AssociationAborted, ConnectFailed, ConnectionLost, DeadlineExceeded
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+PATIENCE_S = 5.0
+
+
+@pytest.fixture
+async def secured(serve, associate, server_tls, client_tls, make_user):
+    """await secured(...): a TLS association of ours, its user, and the user at the other end."""
+
+    async def secured(**options):
+        service = await serve(ssl_context=server_tls)
+        user = make_user()
+        association = await associate(
+            service.port, user=user, ssl_context=client_tls, server_hostname="localhost", **options
+        )
+        return association, user, service.user
+
+    return secured
+
+
+class Stream:
+    """A TLS peer that plays the acceptor, on asyncio's streams."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    async def receive_pdu(self):
+        async with asyncio.timeout(PATIENCE_S):
+            header = await self.reader.readexactly(6)
+            return header + await self.reader.readexactly(int.from_bytes(header[2:], "big"))
+
+    async def send(self, data):
+        self.writer.write(data)
+        async with asyncio.timeout(PATIENCE_S):
+            await self.writer.drain()
+
+
+@pytest.fixture
+async def tls_pair(associate, server_tls, client_tls, wire):
+    """await tls_pair(...): an association of ours as requestor, and the Stream at the other end."""
+    servers = []
+    streams = []
+
+    async def tls_pair(**options):
+        connected = asyncio.get_running_loop().create_future()
+
+        def accept(reader, writer):
+            streams.append(writer)
+            connected.set_result(Stream(reader, writer))
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server_tls)
+        servers.append(server)
+
+        async def answer():
+            stream = await connected
+            await stream.receive_pdu()
+            await stream.send(wire.associate_ac())
+            return stream
+
+        answering = asyncio.create_task(answer())
+        port = server.sockets[0].getsockname()[1]
+        association = await associate(port, ssl_context=client_tls, server_hostname="localhost", **options)
+        return association, await answering
+
+    yield tls_pair
+    for writer in streams:
+        writer.transport.abort()
+    for server in servers:
+        server.close()
+
+
+async def test_a_session_over_tls(secured, wire):
+    association, user, other = await secured()
+    assert association.write_p_data(wire.p_data(b"there"))
+    assert other.association.write_p_data(wire.p_data(b"back"))
+    await other.until(lambda: other.data == b"there")
+    await user.until(lambda: user.data == b"back")
+    await association.release()
+    assert (user.ends, other.ends) == ([None], [None])
+    await association.wait_closed()
+
+
+async def test_nothing_to_write_is_not_blocked(secured, wire):
+    """TLS transports compare with `>=`: a write limit of zero would pause a writer that has written everything."""
+    association, user, other = await secured()
+    for _ in range(5):
+        for side in (association, other.association):
+            assert not side.write_blocked
+            assert side.write_p_data(wire.p_data(b"x"))
+            await side.flushed()
+    assert "writable" not in user.told + other.told
+    assert association._deadlines.write is None
+
+
+async def test_a_large_stream_over_tls(secured, wire):
+    association, _, other = await secured()
+    block = bytes(range(256)) * 8000
+    for _ in range(4):
+        if not association.write_p_data(wire.p_data(block, control=0)):
+            await association.flushed()
+    await other.until(lambda: len(other.data) == 4 * len(block))
+    assert other.data == block * 4
+    assert not association.write_blocked
+
+
+async def test_a_held_association_stops_a_tls_peer(tls_pair, make_user, wire):
+    user = make_user()
+    association, stream = await tls_pair(user=user)
+    association.hold_reading()
+    data = wire.p_data(bytes(1_000_000), control=0)
+    taken = 0
+    with contextlib.suppress(TimeoutError):
+        while taken < 200_000_000:
+            stream.writer.write(data)
+            taken += len(data)
+            async with asyncio.timeout(0.1):
+                await stream.writer.drain()
+    assert taken < 100_000_000
+    assert len(user.data) <= RECEIVE_BUFFER_BYTES
+    association.continue_reading()
+    await user.until(lambda: len(user.data) == taken // len(data) * 1_000_000)
+
+
+async def test_a_tls_peer_that_stops_reading_is_aborted_in_time(tls_pair, make_user, wire, monkeypatch):
+    monkeypatch.setattr("harmony.ul.association.CLOSE_LINGER_S", 0.05)
+    user = make_user()
+    association, stream = await tls_pair(user=user, timeouts=Timeouts(write_s=0.05))
+    stream.writer.transport.pause_reading()
+    # The transport below keeps the ciphertext of one write out of sight; the next one is seen to be blocked.
+    association.write_p_data(wire.p_data(bytes(20_000_000)))
+    assert association.write_p_data(wire.p_data(b"more")) is False
+    assert association.write_blocked
+    with pytest.raises(DeadlineExceeded, match="writing"):
+        await association.flushed()
+    async with asyncio.timeout(PATIENCE_S):
+        await association.wait_closed()
+    assert [type(error) for error in user.ends] == [DeadlineExceeded]
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+async def test_a_tls_peer_that_goes_away(tls_pair, make_user, how):
+    user = make_user()
+    association, stream = await tls_pair(user=user)
+    getattr(stream.writer.transport, how)()
+    async with asyncio.timeout(PATIENCE_S):
+        await association.wait_closed()
+    assert [type(error) for error in user.ends] == [ConnectionLost]
+
+
+async def test_aborting_while_held_over_tls(tls_pair, make_user, wire):
+    association, stream = await tls_pair(user=make_user())
+    association.hold_reading()
+    await stream.send(wire.p_data(bytes(100_000)))
+    association.abort()
+    assert await stream.receive_pdu() == wire.ABORT
+    stream.writer.close()
+    async with asyncio.timeout(PATIENCE_S):
+        await association.wait_closed()
+
+
+async def test_closing_an_acceptor_with_tls_associations(secured, serve, monkeypatch):
+    monkeypatch.setattr("harmony.ul.association.CLOSE_LINGER_S", 0.05)
+    association, user, other = await secured()
+    other.association.abort()
+    assert isinstance(await association.wait_ended(), AssociationAborted)
+    assert user.ends[0].by_peer
+
+
+# Those who do not speak it
+
+
+async def test_plain_dicom_on_a_tls_port_is_named(serve, connect, server_tls, wire, caplog):
+    caplog.set_level(logging.INFO, logger="harmony.ul")
+    service = await serve(ssl_context=server_tls)
+    peer = await connect(service.port)
+    await peer.send(wire.associate_rq())
+    assert (await peer.receive_all())[:1] in (b"", b"\x15")  # a TLS alert, if anything
+    assert "perhaps plain DICOM" in caplog.text
+    assert f"127.0.0.1:{peer.port}" in caplog.text
+
+
+async def test_http_on_a_tls_port_is_named(serve, connect, server_tls, caplog):
+    caplog.set_level(logging.INFO, logger="harmony.ul")
+    service = await serve(ssl_context=server_tls)
+    peer = await connect(service.port)
+    await peer.send(b"GET / HTTP/1.1\r\n\r\n")
+    await peer.receive_all()
+    assert "HTTP without TLS" in caplog.text
+
+
+async def test_plain_requestor_and_tls_acceptor(serve, server_tls, request_pdu, make_user, associate):
+    service = await serve(ssl_context=server_tls)
+    with pytest.raises((AssociationAborted, ConnectionLost), match=r"expects TLS|closed|lost"):
+        await associate(service.port)
+
+
+async def test_tls_requestor_and_plain_acceptor(serve, associate, client_tls, caplog):
+    caplog.set_level(logging.INFO, logger="harmony.ul")
+    service = await serve()
+    with pytest.raises(ConnectFailed, match="TLS"):
+        await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    assert "TLS ClientHello" in caplog.text
+
+
+async def test_a_certificate_that_is_not_trusted_is_named(serve, associate, server_tls, caplog):
+    caplog.set_level(logging.INFO, logger="harmony.ul")
+    service = await serve(ssl_context=server_tls)
+    with pytest.raises(ConnectFailed, match="certificate refused"):
+        await associate(service.port, ssl_context=ssl.create_default_context(), server_hostname="localhost")
+
+
+async def test_a_certificate_for_another_host_is_named(serve, associate, server_tls, client_tls):
+    service = await serve(ssl_context=server_tls)
+    with pytest.raises(ConnectFailed, match="certificate refused"):
+        await associate(service.port, ssl_context=client_tls, server_hostname="other.example")
+
+
+async def test_a_missing_client_certificate_is_refused(serve, associate, server_tls, client_tls):
+    server_tls.verify_mode = ssl.CERT_REQUIRED
+    service = await serve(ssl_context=server_tls)
+    with pytest.raises((ConnectFailed, ConnectionLost)):
+        await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+
+
+# Silence and frozen handshakes
+
+
+async def test_frozen_handshakes_delay_nobody(serve, connect, associate, server_tls, client_tls):
+    """R05. A ClientHello begun and never finished, a hundred times."""
+    service = await serve(ssl_context=server_tls)
+    for _ in range(100):
+        peer = await connect(service.port)
+        await peer.send(bytes.fromhex("16 03 01 02 00 01 00 01 fc 03 03"))
+    association = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    await association.release()
+    await service.acceptor.close()
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("sent", [b"", bytes.fromhex("16 03 01 02 00 01")])
+async def test_a_handshake_has_a_deadline(serve, connect, server_tls, sent):
+    service = await serve(ssl_context=server_tls, timeouts=Timeouts(tls_handshake_s=0.05))
+    peer = await connect(service.port)
+    await peer.send(sent)
+    assert await peer.receive_all() == b""
+    assert [user.told for user in service.users] == [[]]
+
+
+async def test_handshakes_count_as_connections(serve, connect, server_tls, caplog):
+    service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections=2))
+    held = [await connect(service.port) for _ in range(2)]
+    assert await (await connect(service.port)).receive_all() == b""
+    assert "maximum_connections is 2" in caplog.text
+    assert len(held) == 2
+
+
+async def test_a_finished_handshake_counts_once(serve, associate, server_tls, client_tls):
+    service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections=1))
+    for _ in range(3):
+        association = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+        assert association.is_open
+        await association.release()
+        await association.wait_closed()
+        await service.until_connected(0)
+
+
+async def test_a_handshake_the_peer_freezes_runs_into_the_connect_deadline(listener, associate, client_tls):
+    with pytest.raises(DeadlineExceeded, match="connecting"):
+        await associate(
+            listener.port,
+            ssl_context=client_tls,
+            server_hostname="localhost",
+            timeouts=Timeouts(connect_s=0.05),
+        )
+    peer = await listener.accept()
+    assert (await peer.receive_all())[:1] == b"\x16"
+
+
+async def test_closing_during_handshakes(serve, connect, server_tls):
+    service = await serve(ssl_context=server_tls)
+    peers = [await connect(service.port) for _ in range(3)]
+    await peers[0].send(b"\x16\x03\x01")
+    await asyncio.sleep(0)
+    await service.acceptor.close()
+    for peer in peers:
+        assert await peer.receive_all() == b""
+
+
+@pytest.mark.parametrize("turns", [1, 3, 5, 8, 12])
+async def test_cancelling_a_tls_request_at_any_moment(serve, associate, server_tls, client_tls, turns):
+    service = await serve(ssl_context=server_tls)
+    asking = asyncio.create_task(associate(service.port, ssl_context=client_tls, server_hostname="localhost"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
