@@ -247,7 +247,8 @@ async def test_frozen_handshakes_delay_nobody(serve, connect, associate, server_
         await peer.send(bytes.fromhex("16 03 01 02 00 01 00 01 fc 03 03"))
     association = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
     await association.release()
-    await service.acceptor.close()
+    async with asyncio.timeout(PATIENCE_S):
+        await service.acceptor.close()
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -295,7 +296,8 @@ async def test_closing_during_handshakes(serve, connect, server_tls):
     peers = [await connect(service.port) for _ in range(3)]
     await peers[0].send(b"\x16\x03\x01")
     await asyncio.sleep(0)
-    await service.acceptor.close()
+    async with asyncio.timeout(PATIENCE_S):
+        await service.acceptor.close()
     for peer in peers:
         assert await peer.receive_all() == b""
 
