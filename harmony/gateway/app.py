@@ -1,9 +1,9 @@
 """Start and stop of the running gateway.
 
 Starting goes inwards out: stores, backends (which take up what a crash left), then listeners; an address that
-is taken is an error that names it. SIGTERM and SIGINT stop it outwards in: new associations are rejected and
-new connections refused, what is under way gets GRACE_S, then backends finish and stores close. A second
-signal cuts the grace short.
+is taken is an error that names it. SIGTERM and SIGINT stop it outwards in: all at once, new associations are
+rejected and new connections refused; then backends finish and stores close. GRACE_S is for all of it
+together. A second signal cuts the grace short.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import logging
 import logging.handlers
 import signal
+import sqlite3
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,6 +42,10 @@ class StartError(Exception):
     """The gateway cannot start; the message says what and where."""
 
 
+_Stop = Callable[[float], Awaitable[None]]
+"""Given the seconds it may take, or 0.0 for at once; may be called again when it was cancelled."""
+
+
 class Gateway:
     """Everything a configuration describes, running between `start` and `stop`."""
 
@@ -49,7 +54,8 @@ class Gateway:
         self.config = config
         self._assembly: Assembly = assemble(config)
         self._http: HTTPServer | None = None
-        self._undo: list[Callable[[float], Awaitable[None]]] = []
+        self._listeners: list[_Stop] = []
+        self._inner: list[_Stop] = []  # in the order of their start
 
     @property
     def dicom_addresses(self) -> list[tuple[str, int]]:
@@ -74,18 +80,18 @@ class Gateway:
         for path, store in assembly.envelope_stores.items():
             with _explained(f"the envelope store {path}"):
                 await asyncio.to_thread(store.open)
-            self._undo.append(_closing(store))
+            self._inner.append(_closing(store))
         for backend in assembly.backends:
-            with _explained("the storage folder"):
+            with _explained(str(backend)):
                 await backend.start()
-            self._undo.append(backend.stop)
+            self._inner.append(backend.stop)
         for listener in assembly.dicom:
             with _explained(f"DICOM on {listener.address}"):
                 await listener.start()
-            self._undo.append(listener.stop)
+            self._listeners.append(listener.stop)
         if assembly.http:
             self._http = HTTPServer(self._handle)
-            self._undo.append(self._http.stop)
+            self._listeners.append(self._http.stop)
             for network, address in assembly.http:
                 with _explained(f"HTTP on {address}"):
                     await self._http.start(
@@ -93,13 +99,14 @@ class Gateway:
                     )
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stop everything that was started; idempotent."""
-        while self._undo:
-            undo = self._undo.pop()
-            try:
-                await undo(grace_s)
-            except Exception:
-                logger.exception("a part of the gateway did not stop cleanly")
+        """Stop everything that was started, listeners first; idempotent, also after it was cancelled."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        await asyncio.gather(*(_stopped(stop, grace_s) for stop in self._listeners))
+        self._listeners.clear()
+        while self._inner:
+            await _stopped(self._inner[-1], max(0.0, deadline - loop.time()))
+            self._inner.pop()
 
     async def _handle(self, request: Request) -> Response:
         router = self._assembly.routers.get(request.network)
@@ -138,11 +145,23 @@ class Gateway:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ssl.SSLError) as error:
-        raise StartError(f"{what}: {error.strerror or error}") from error
+    except OSError as error:  # ssl.SSLError is one
+        where = (
+            f": {error.filename}" if error.filename is not None and str(error.filename) not in what else ""
+        )
+        raise StartError(f"{what}{where}: {error.strerror or error}") from error
+    except sqlite3.Error as error:
+        raise StartError(f"{what}: {error}") from error
 
 
-def _closing(store: EnvelopeStore) -> Callable[[float], Awaitable[None]]:
+async def _stopped(stop: _Stop, grace_s: float) -> None:
+    try:
+        await stop(grace_s)
+    except Exception:
+        logger.exception("a part of the gateway did not stop cleanly")
+
+
+def _closing(store: EnvelopeStore) -> _Stop:
     async def close(grace_s: float) -> None:
         await asyncio.to_thread(store.close)
 

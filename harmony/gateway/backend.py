@@ -17,13 +17,17 @@ __all__ = ["Backend"]
 
 
 class Backend(Protocol):
-    """What can be done with what an endpoint receives. Called from the event loop; nothing here blocks."""
+    """What can be done with what an endpoint receives. Called from the event loop; nothing here blocks.
+
+    str() names it in messages to the operator.
+    """
 
     async def start(self) -> None:
-        """Get ready, before any endpoint listens; raises OSError when it cannot."""
+        """Get ready, before any endpoint listens; raises OSError or sqlite3.Error when it cannot."""
 
     async def stop(self, grace_s: float) -> None:
-        """Finish what is under way within grace_s, after every endpoint has stopped."""
+        """Finish what is under way within grace_s, after every endpoint has stopped. Once more after it was
+        cancelled."""
 
     def store(self, request: StoreRequest) -> Sink:
         """The sink for one instance; raises DimseError to refuse it."""

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -109,6 +110,9 @@ class JmixEndpoint:
             raise HTTPError(int(error.kind), str(error)) from error
         except EnvelopeExists as error:
             raise HTTPError(409, "envelope id already exists") from error
+        except (OSError, sqlite3.Error) as error:
+            logger.error("an upload could not be stored: %s", error)
+            raise HTTPError(507, "the upload could not be stored") from error
         finally:
             path.unlink(missing_ok=True)
         logger.info(
@@ -145,17 +149,13 @@ class JmixEndpoint:
 
 
 async def _receive(request: Request, path: Path) -> None:
-    """Write the body to a file as it arrives; a full disk is 507."""
-    try:
-        with open(path, "xb", buffering=0) as file:  # noqa: ASYNC230 - to the page cache, like received objects
-            async for chunk in request.body:
-                view = memoryview(chunk)
-                while view:
-                    view = view[file.write(view) :]
-            await asyncio.to_thread(os.fsync, file.fileno())
-    except OSError as error:
-        logger.error("an upload could not be written: %s", error)
-        raise HTTPError(507, "the upload could not be stored") from error
+    """Write the body to a file as it arrives. OSError when the disk will not take it."""
+    with open(path, "xb", buffering=0) as file:  # noqa: ASYNC230 - to the page cache, like received objects
+        async for chunk in request.body:
+            view = memoryview(chunk)
+            while view:
+                view = view[file.write(view) :]
+        await asyncio.to_thread(os.fsync, file.fileno())
 
 
 async def _in_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -11,7 +11,8 @@ What an answer means:
     408, 425, 429, 5xx, no connection,
     no answer in time                   tried again, with a growing delay, without end
     401, 403, 407                       tried again: it is the credentials that are wrong, not the envelope
-    any other                           parked: kept, reported, and not tried again until somebody unparks it
+    any other 4xx                       parked: kept, reported, and not tried again until somebody unparks it
+                                        (`python -m harmony outbox`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sqlite3
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -36,11 +38,17 @@ __all__ = ["Courier", "JmixUpstream", "Result", "Verdict"]
 logger = logging.getLogger("harmony.gateway")
 
 RETRIED_STATUSES = frozenset({401, 403, 407, 408, 425, 429})
-DELIVERED_STATUSES = frozenset({200, 201, 202, 204, 409})
+CONFLICT = 409
 KEEP_DELIVERED_S = 30 * 86400.0
 """Rows of what was delivered are kept this long, for whoever asks what became of an envelope."""
 
 ERROR_TEXT_BYTES = 200
+
+LOOK_AGAIN_S = 10.0
+"""For what somebody else put into the outbox: a delivery that was unparked."""
+
+DISK_DELAY_S = 5.0
+"""Until the next try to write into an outbox whose disk is full."""
 
 
 class Verdict(Enum):
@@ -90,7 +98,7 @@ class JmixUpstream:
         except UpstreamError as error:
             return Result(Verdict.RETRY, None, str(error))
         status = answer.status
-        if status in DELIVERED_STATUSES:
+        if 200 <= status < 300 or status == CONFLICT:
             return Result(Verdict.DELIVERED, status)
         said = answer.body[:ERROR_TEXT_BYTES].decode("utf-8", "replace").replace("\n", " ")
         text = f"the upstream answered {status}: {said}"
@@ -108,7 +116,7 @@ class Courier:
         self._outbox = outbox
         self._upstream = upstream
         self._wanted = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._uploads: set[asyncio.Task[None]] = set()
 
@@ -131,7 +139,7 @@ class Courier:
     async def stop(self, grace_s: float) -> None:
         """Begin nothing new, let uploads finish within grace_s; what is cut short is pending at the next
         start."""
-        self._stopping = True
+        self._stopping.set()
         self._wanted.set()
         if self._task is not None:
             await self._task
@@ -145,19 +153,22 @@ class Courier:
 
     async def _run(self) -> None:
         limit = self._upstream.options.max_concurrent_uploads
-        while not self._stopping:
+        while not self._stopping.is_set():
             self._wanted.clear()
             try:
                 await self._begin(limit - len(self._uploads))
                 next_due = await asyncio.to_thread(self._outbox.next_due)
-                delay = None if next_due is None else max(0.0, next_due - time.time())
+                delay_s = LOOK_AGAIN_S
+                if next_due is not None and len(self._uploads) < limit:  # else a finished upload wakes us
+                    delay_s = min(delay_s, max(0.0, next_due - time.time()))
+            except sqlite3.Error as error:
+                logger.error("upstream %s: the outbox cannot be used: %s", self._upstream.name, error)
+                delay_s = DISK_DELAY_S
             except Exception:
-                logger.exception("upstream %s: the outbox cannot be used", self._upstream.name)
-                delay = 5.0
-            if len(self._uploads) >= limit:
-                delay = None  # a finished upload wakes us
+                logger.exception("upstream %s: deliveries cannot be begun", self._upstream.name)
+                delay_s = DISK_DELAY_S
             try:
-                async with asyncio.timeout(delay):
+                async with asyncio.timeout(delay_s):
                     await self._wanted.wait()
             except TimeoutError:
                 pass
@@ -181,7 +192,20 @@ class Courier:
             result = await self._upstream.upload(Path(delivery.payload_path), delivery.content_type)
         except (OSError, EOFError) as error:
             result = Result(Verdict.PARK, None, f"the envelope file cannot be read: {error}")
-        await asyncio.to_thread(self._record, delivery, result)
+        while True:
+            try:
+                await asyncio.to_thread(self._record, delivery, result)
+                return
+            except sqlite3.Error as error:
+                logger.error(
+                    "envelope %s: what became of it cannot be written down: %s", delivery.envelope_id, error
+                )
+            try:
+                async with asyncio.timeout(DISK_DELAY_S):
+                    await self._stopping.wait()
+                return  # it is tried again after the next start, and a 409 then says that it was delivered
+            except TimeoutError:
+                pass
 
     def _record(self, delivery: Delivery, result: Result) -> None:
         now, outbox, name = time.time(), self._outbox, self._upstream.name

@@ -9,9 +9,10 @@ sender was told of success is in exactly one envelope, whatever happens in betwe
     <store_dir>/<id>/<id>.zip                       the envelopes, which the jmix endpoint serves
 
 group = "study": one envelope per association and study, built when the association ends or has been quiet; senders are
-answered as soon as their object is safe. group = "instance": one per object, and the sender is answered when
-the upstream has answered; an object whose upload failed is handed back to its sender as a failure, and its id
-is made from its UIDs, so that a repetition is the same envelope to the upstream.
+answered as soon as their object is safe. group = "instance": one per object, and the sender is answered when the
+upstream has answered; an object whose upload failed is handed back to its sender as a failure. Nothing is promised
+before, so nothing is journaled; the envelope's id is made from the object, so that a repetition is the same envelope
+to the upstream.
 
 Without an upstream the envelopes stay local.
 """
@@ -19,14 +20,19 @@ Without an upstream the envelopes stay local.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
+import sqlite3
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harmony.archive.files import FileSink, FileStore, StoredObject
+from harmony.archive.files import Disposition, FileSink, FileStore, StoredObject
+from harmony.archive.stored import refusal
 from harmony.dimse.exchange import StoreRequest
 from harmony.dimse.sink import Sink
 from harmony.dimse.status import Outcome, Status
@@ -40,24 +46,32 @@ from harmony.jmix.envelope import (
     EnvelopePlan,
     EnvelopeSummary,
     Parties,
+    PlannedObject,
     Profile,
     build_envelope,
 )
-from harmony.jmix.journal import Closed, EnvelopeJournal, JournalHeader
+from harmony.jmix.journal import EnvelopeJournal, JournalEntry, JournalHeader, Stored
 from harmony.jmix.outbox import InDoubt, Outbox
 from harmony.jmix.store import EnvelopeStore
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
-__all__ = ["JmixBuilder"]
+__all__ = ["OUTBOX_NAME", "JmixBuilder"]
 
 logger = logging.getLogger("harmony.gateway")
+
+OUTBOX_NAME = "outbox.sqlite"
+ENVELOPE_TYPE = "application/zip"
 
 ENVELOPE_NAMESPACE = uuid.UUID("5e7a1d60-3c0e-4f0c-9a55-7a52c1f3d9b4")
 """For the ids of single-object envelopes, which are made from the object (RFC 9562 §5.5)."""
 
 REBUILD_DELAY_S = 10.0
-"""A build that failed, on a full disk for example, is tried again; its journal waits."""
+MAXIMUM_REBUILD_DELAY_S = 300.0
+"""A build that failed, on a full disk for example, is tried again, less and less often; its journal waits."""
+
+BOOKS_DELAY_S = 5.0
+"""When the disk would not take what is in doubt. Journals stay open meanwhile, which says the same."""
 
 IN_DOUBT_KEPT_S = 7 * 86400.0
 """A sender that has not repeated an object for a week will not do so because of an answer it never got."""
@@ -92,97 +106,93 @@ class JmixBuilder:
         self._options = options
         self._files = files
         self._envelopes = envelopes
-        self._folder = folder
+        self._journal_folder = folder / "journals"
+        self._outbox_path = folder / OUTBOX_NAME
         self._upstream = upstream
         self._window = window
         self._fsync = fsync
-        self._outbox: Outbox
+        self._storage_root = str(files.folder.root)
+        self._outbox: Outbox | None = None
         self._courier: Courier | None = None
         self._assembly: EnvelopeAssembly
         self._associations: dict[Association, AssociationEnvelopes] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._orders: asyncio.Queue[Path | None] = asyncio.Queue()
+        self._books = _Books()
+        self._bookkeeper: asyncio.Task[None] | None = None
+        self._orders: asyncio.Queue[_Order | None] = asyncio.Queue()
         self._builder: asyncio.Task[None] | None = None
-        self._storage_root = str(files.folder.root)
+        self._hurried = False
+        self._deliveries: dict[str, asyncio.Task[Outcome]] = {}
+
+    def __str__(self) -> str:
+        return f"pipeline {self._pipeline}, storage folder {self._storage_root}"
 
     # Backend -----
 
     async def start(self) -> None:
-        await asyncio.to_thread(self._open)
+        orders = await asyncio.to_thread(self._open)
+        assert self._outbox is not None
+        for path in orders:
+            self._orders.put_nowait(_Order(path))
         self._builder = asyncio.create_task(self._build_all(), name=f"jmix_builder {self._pipeline}")
+        self._bookkeeper = asyncio.create_task(self._keep_books(), name=f"jmix_builder {self._pipeline}")
         if self._upstream is not None:
             self._courier = Courier(self._outbox, self._upstream)
             await self._courier.start()
 
     async def stop(self, grace_s: float) -> None:
-        for association in list(self._associations):
-            self.association_ended(association, None)
-        self._take_due(float("inf"))
+        """Finish within grace_s; a build that has begun is not cut short. What is left is taken up by the next
+        start."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        for envelopes in list(self._associations.values()):
+            self._books.complete += envelopes.ended(released=False)
+        self._associations.clear()
+        if self._outbox is None:
+            return
+        if deliveries := list(self._deliveries.values()):
+            _, late = await asyncio.wait(deliveries, timeout=grace_s)
+            for delivery in late:
+                delivery.cancel()
+            await asyncio.wait(deliveries)
         if self._timer is not None:
             self._timer.cancel()
+        if self._bookkeeper is not None:
+            self._bookkeeper.cancel()
+            await asyncio.wait({self._bookkeeper})
+        self._books.complete += self._assembly.due(float("inf"))
+        try:
+            await self._balance_books()
+        except (OSError, sqlite3.Error) as error:
+            logger.error("jmix_builder %s: journals are left open: %s", self._pipeline, error)
         self._orders.put_nowait(None)
         if self._builder is not None:
-            await self._builder
+            await asyncio.wait({self._builder}, timeout=max(0.0, deadline - loop.time()))
+            self._hurried = True
+            await asyncio.wait({self._builder})
         if self._courier is not None:
-            await self._courier.stop(grace_s)
+            await self._courier.stop(max(0.0, deadline - loop.time()))
         self._files.close()
         await asyncio.to_thread(self._outbox.close)
 
     def store(self, request: StoreRequest) -> Sink:
         if self._options.group == "instance":
-            return _InstanceSink(self, request)
-        envelopes = self._associations[request.association]
-        sink = self._open_file(request, envelopes, lambda stored: envelopes.settled(stored.path))
-        return _StudySink(sink, envelopes)
+            return _InstanceSink(self, request, self._files)
+        return _StudySink(self, request, self._files, self._associations[request.association])
 
     def association_established(self, association: Association) -> None:
         self._associations[association] = self._assembly.begin(association.agreed.calling_ae_title)
 
     def association_ended(self, association: Association, error: AssociationError | None) -> None:
         envelopes = self._associations.pop(association, None)
-        if envelopes is None:
-            return
-        for journal in envelopes.ended(released=error is None):
-            self._order(journal)
-        self._remember_doubts()
-        self._watch()
+        if envelopes is not None:
+            self._books.complete += envelopes.ended(released=error is None)
+            self._books.wanted.set()
 
-    # Receiving -----
-
-    def _open_file(
-        self,
-        request: StoreRequest,
-        journal: AssociationEnvelopes | _InstanceJournal,
-        on_stored: Callable[[StoredObject], None] | None,
-    ) -> FileSink:
-        return self._files.sink(
-            sop_class_uid=request.affected_sop_class_uid,
-            sop_instance_uid=request.affected_sop_instance_uid,
-            transfer_syntax_uid=request.transfer_syntax_uid,
-            calling_ae_title=request.calling_ae_title,
-            called_ae_title=request.called_ae_title,
-            journal=journal,
-            on_stored=on_stored,
-        )
-
-    def _open_journal(self, origin: str, study_instance_uid: str) -> EnvelopeJournal:
-        self._watch()
-        return self.new_journal(str(uuid.uuid4()), origin, study_instance_uid)
-
-    def new_journal(self, envelope_id: str, origin: str, study_instance_uid: str) -> EnvelopeJournal:
-        """A journal for an envelope of this pipeline; OSError when the disk will not take it."""
-        header = JournalHeader(
-            envelope_id=envelope_id,
-            study_instance_uid=study_instance_uid,
-            pipeline=self._pipeline,
-            origin=origin,
-            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        )
-        return EnvelopeJournal(self._journal_folder, header, storage_root=self._storage_root)
-
-    @property
-    def _journal_folder(self) -> Path:
-        return self._folder / "journals"
+    def settled(self) -> None:
+        """Something that was on its way has arrived or was refused (called by a sink)."""
+        if self._timer is None and self._assembly.next_deadline() is not None:
+            self._watch()
 
     # Quiet time -----
 
@@ -194,71 +204,119 @@ class JmixBuilder:
 
     def _on_quiet(self) -> None:
         self._timer = None
-        self._take_due(self._assembly.clock())
-        self._remember_doubts()
-        if (
-            self._assembly.next_deadline(quiet_time_s=self._options.quiet_time_secs) is not None
-            or self._associations
-        ):
+        quiet_time_s = self._options.quiet_time_secs
+        self._books.complete += self._assembly.due(self._assembly.clock(), quiet_time_s=quiet_time_s)
+        self._books.wanted.set()
+        if self._assembly.next_deadline(quiet_time_s=quiet_time_s) is not None:
             self._watch()
 
-    def _take_due(self, now: float) -> None:
-        for journal in self._assembly.due(now, quiet_time_s=self._options.quiet_time_secs):
-            self._order(journal)
+    def _open_journal(self, origin: str, study_instance_uid: str) -> EnvelopeJournal:
+        """A journal for an envelope of this pipeline; OSError when the disk will not take it."""
+        header = JournalHeader(
+            envelope_id=str(uuid.uuid4()),
+            study_instance_uid=study_instance_uid,
+            pipeline=self._pipeline,
+            origin=origin,
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        return EnvelopeJournal(self._journal_folder, header, storage_root=self._storage_root)
 
-    def _order(self, journal: EnvelopeJournal) -> None:
-        self._orders.put_nowait(journal.close())
+    # Books -----
 
-    def _remember_doubts(self) -> None:
-        """Write down what came to be in doubt, and what no longer is; rare, so the loop waits for SQLite."""
+    async def _keep_books(self) -> None:
+        """Write down what is in doubt, then close what is complete, whenever there is either.
+
+        In this order: at every moment an object in doubt is in the outbox or at the end of an open journal.
+        """
+        while True:
+            await self._books.wanted.wait()
+            self._books.wanted.clear()
+            try:
+                await self._balance_books()
+            except (OSError, sqlite3.Error) as error:
+                logger.error(
+                    "jmix_builder %s: objects in doubt cannot be written down: %s; trying again in %g s",
+                    self._pipeline,
+                    error,
+                    BOOKS_DELAY_S,
+                )
+                self._books.wanted.set()
+                await asyncio.sleep(BOOKS_DELAY_S)
+
+    async def _balance_books(self) -> None:
+        """Raises OSError or sqlite3.Error when the disk will not take it; nothing is forgotten then."""
+        books = self._books
+        books.collect(self._assembly)
+        doubts, answered, complete = list(books.doubts.values()), list(books.answered), list(books.complete)
+        if doubts or answered:
+            await asyncio.to_thread(self._mark_in_doubt, doubts, answered)
+            for stored in doubts:
+                if books.doubts.get(stored.sop_instance_uid) is stored:
+                    del books.doubts[stored.sop_instance_uid]
+            for uid in answered:
+                books.answered.pop(uid, None)
+        for journal in complete:
+            path = journal.close()
+            books.complete.remove(journal)
+            self._orders.put_nowait(_Order(path))
+
+    def _mark_in_doubt(self, objects: Iterable[Stored | JournalEntry], forget: Iterable[str] = ()) -> None:
+        assert self._outbox is not None
         now = time.time()
-        if doubts := self._assembly.take_in_doubt():
-            self._outbox.mark_in_doubt(
-                InDoubt(each.sop_instance_uid, each.study_instance_uid, each.size_bytes, None, now)
-                for each in doubts
-            )
-        for sop_instance_uid in self._assembly.take_no_longer_in_doubt():
-            self._outbox.take_in_doubt(sop_instance_uid)
+        doubts = [
+            InDoubt(each.sop_instance_uid, each.study_instance_uid, each.size_bytes, None, now)
+            for each in objects
+        ]
+        self._outbox.mark_in_doubt(doubts, forget=forget)
 
     # Building -----
 
-    def _open(self) -> None:
-        """Blocking: open everything, and take up what an earlier process left."""
+    def _open(self) -> list[Path]:
+        """Blocking: open everything, and take up what an earlier process left: return the closed journals."""
         self._files.open()
         self._journal_folder.mkdir(parents=True, exist_ok=True)
-        self._outbox = Outbox(self._folder / "outbox.sqlite")
-        now = time.time()
-        self._outbox.forget_in_doubt(before=now - IN_DOUBT_KEPT_S)
-        for recovered in journals.recover(
-            self._journal_folder, storage_root=self._storage_root, window=self._window
-        ):
-            self._outbox.mark_in_doubt(
-                InDoubt(each.sop_instance_uid, each.study_instance_uid, each.size_bytes, None, now)
-                for each in recovered.in_doubt
+        outbox = Outbox(self._outbox_path)
+        self._outbox = outbox
+        try:
+            outbox.forget_in_doubt(before=time.time() - IN_DOUBT_KEPT_S)
+            found = journals.recover(
+                self._journal_folder,
+                storage_root=self._storage_root,
+                window=self._window,
+                remember=lambda interrupted: self._mark_in_doubt(interrupted.in_doubt),
             )
+            in_doubt = [each.sop_instance_uid for each in outbox.in_doubt()]
+        except BaseException:
+            self._outbox = None
+            outbox.close()
+            raise
+        for recovered in found:
             logger.info(
                 "envelope %s: taken up again with %d objects%s",
                 recovered.journal.header.envelope_id,
                 len(recovered.journal.entries),
                 ", its association was interrupted" if recovered.interrupted else "",
             )
-            self._orders.put_nowait(recovered.journal.path)
         self._assembly = EnvelopeAssembly(
-            self._open_journal,
-            clock=time.monotonic,
-            window=self._window,
-            in_doubt=[each.sop_instance_uid for each in self._outbox.in_doubt()],
+            self._open_journal, clock=time.monotonic, window=self._window, in_doubt=in_doubt
         )
+        return [recovered.journal.path for recovered in found]
 
     async def _build_all(self) -> None:
-        while (path := await self._orders.get()) is not None:
+        while (order := await self._orders.get()) is not None and not self._hurried:
             try:
-                await asyncio.to_thread(self._build_order, path)
-            except Exception:
-                logger.exception(
-                    "envelope %s cannot be built; trying again in %g s", path.stem, REBUILD_DELAY_S
+                await asyncio.to_thread(self._build_order, order.path)
+            except Exception as error:
+                delay_s = min(MAXIMUM_REBUILD_DELAY_S, REBUILD_DELAY_S * 2**order.failures)
+                logger.error(
+                    "envelope %s cannot be built: %s; trying again in %g s",
+                    order.path.stem,
+                    error,
+                    delay_s,
+                    exc_info=None if isinstance(error, OSError | sqlite3.Error) else error,
                 )
-                asyncio.get_running_loop().call_later(REBUILD_DELAY_S, self._orders.put_nowait, path)
+                order.failures = min(order.failures + 1, 16)
+                asyncio.get_running_loop().call_later(delay_s, self._orders.put_nowait, order)
                 continue
             if self._courier is not None:
                 self._courier.wake()
@@ -267,33 +325,39 @@ class JmixBuilder:
         """Blocking: one closed journal becomes an envelope and a delivery. Every step may be repeated."""
         order = journals.read(path, storage_root=self._storage_root)
         if order.entries:
-            summary = self.build(order)
+            created = datetime.fromisoformat(order.header.created)
+            summary = self._build(order.header.envelope_id, order.entries, order.header.origin, created)
             if self._upstream is not None:
+                assert self._outbox is not None
                 self._outbox.enqueue(
                     summary.id,
                     self._upstream.name,
                     payload_path=str(summary.path),
-                    content_type="application/zip",
+                    content_type=ENVELOPE_TYPE,
                     content_length=summary.size_bytes,
                     origin=order.header.origin,
                     now=time.time(),
                 )
         order.remove()
 
-    def build(self, order: Closed) -> EnvelopeSummary:
+    def _build(
+        self,
+        envelope_id: str,
+        objects: tuple[PlannedObject, ...],
+        origin: str,
+        created: datetime,
+    ) -> EnvelopeSummary:
         """Blocking: write an envelope into the store and index it. OSError when the disk will not take it."""
         options = self._options
-        header = order.header
-        out_path = self._envelopes.place(header.envelope_id)
         summary = build_envelope(
             EnvelopePlan(
-                header.envelope_id,
-                datetime.fromisoformat(header.created),
-                order.entries,
+                envelope_id,
+                created,
+                objects,
                 parties=_parties(options),
                 classification=options.classification,
             ),
-            out_path=out_path,
+            out_path=self._envelopes.place(envelope_id),
             profile=Profile(options.profile),
             skip_hashing=options.skip_hashing,
             skip_listing=options.skip_listing,
@@ -301,111 +365,197 @@ class JmixBuilder:
             fsync=self._fsync,
         )
         self._envelopes.add_built(
-            summary.id,
+            envelope_id,
             manifest=summary.manifest,
             study_instance_uids=summary.study_instance_uids,
-            origin=header.origin,
-            created_at=datetime.fromisoformat(header.created),
+            origin=origin,
+            created_at=created,
         )
         logger.info(
             "envelope %s built: %d objects, %d bytes", summary.id, summary.instance_count, summary.size_bytes
         )
         return summary
 
-    async def deliver_now(self, journal: EnvelopeJournal) -> Outcome:
-        """Build and upload a single-object envelope; the upstream's answer as a C-STORE outcome."""
-        path = journal.close()
-        order = await asyncio.to_thread(journals.read, path, storage_root=self._storage_root)
-        if not order.entries:
-            await asyncio.to_thread(order.remove)
-            return Outcome(Status.CANNOT_UNDERSTAND, "the object was not kept")
-        summary = await asyncio.to_thread(self.build, order)
-        result = Result(Verdict.DELIVERED, None)
-        if self._upstream is not None:
-            result = await self._upstream.upload(summary.path, "application/zip")
-        if result.verdict is not Verdict.DELIVERED:
-            logger.warning("envelope %s handed back to its sender: %s", summary.id, result.error)
-            await asyncio.to_thread(self._envelopes.remove, summary.id)
-        await asyncio.to_thread(order.remove)
-        if result.verdict is Verdict.DELIVERED:
+    # One envelope per object -----
+
+    async def deliver_now(self, stored: StoredObject, origin: str) -> Outcome:
+        """Build and upload the envelope of one object; the upstream's answer as a C-STORE outcome.
+
+        Senders of the same object at the same time share one delivery. It goes on when its sender has gone.
+        """
+        envelope_id = await asyncio.to_thread(_instance_envelope_id, stored)
+        delivery = self._deliveries.get(envelope_id)
+        if delivery is None:
+            delivery = asyncio.create_task(self._deliver(envelope_id, stored, origin))
+            self._deliveries[envelope_id] = delivery
+            delivery.add_done_callback(lambda _: self._deliveries.pop(envelope_id))
+        try:
+            return await asyncio.shield(delivery)
+        except asyncio.CancelledError:
+            if delivery.cancelled():  # the gateway stops
+                return Outcome(Status.OUT_OF_RESOURCES, "the gateway is stopping")
+            raise
+
+    async def _deliver(self, envelope_id: str, stored: StoredObject, origin: str) -> Outcome:
+        try:
+            path, is_new = await asyncio.to_thread(self._build_instance, envelope_id, stored, origin)
+        except OSError as error:
+            logger.error("envelope %s cannot be built: %s", envelope_id, error)
+            return refusal(error).outcome
+        except sqlite3.Error as error:
+            logger.error("envelope %s cannot be built: %s", envelope_id, error)
+            return Outcome(Status.OUT_OF_RESOURCES, "the envelope could not be stored")
+        if self._upstream is None:
             return Outcome(Status.SUCCESS)
-        if result.verdict is Verdict.RETRY:
-            return Outcome(Status.OUT_OF_RESOURCES, "the upstream JMIX server cannot take it now")
-        return Outcome(Status.CANNOT_UNDERSTAND, "the upstream JMIX server refused it")
+        result = Result(Verdict.RETRY, None, "given up, the gateway is stopping")
+        try:
+            result = await self._upstream.upload(path, ENVELOPE_TYPE)
+        finally:
+            if result.verdict is not Verdict.DELIVERED:
+                logger.warning("envelope %s handed back to its sender: %s", envelope_id, result.error)
+                if is_new:
+                    self._envelopes.remove(envelope_id)
+        match result.verdict:
+            case Verdict.DELIVERED:
+                return Outcome(Status.SUCCESS)
+            case Verdict.RETRY:
+                return Outcome(Status.OUT_OF_RESOURCES, "the upstream JMIX server cannot take it now")
+            case Verdict.PARK:
+                return Outcome(Status.CANNOT_UNDERSTAND, "the upstream JMIX server refused it")
+
+    def _build_instance(self, envelope_id: str, stored: StoredObject, origin: str) -> tuple[Path, bool]:
+        """Blocking: the envelope's path, and whether it was not there before."""
+        with contextlib.suppress(KeyError):
+            return self._envelopes.path(envelope_id), False
+        return self._build(envelope_id, (stored,), origin, datetime.now(UTC)).path, True
+
+
+@dataclass(slots=True, eq=False)
+class _Order:
+    """A closed journal to be built, and how often that failed."""
+
+    path: Path
+    failures: int = 0
+
+
+class _Books:
+    """What has to be written down, and journals that may be closed when it is."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.doubts: dict[str, Stored] = {}
+        self.answered: dict[str, None] = {}
+        self.complete: list[EnvelopeJournal] = []
+
+    def collect(self, assembly: EnvelopeAssembly) -> None:
+        """Add what is new to what could not be written down earlier; the later word about an object counts."""
+        for stored in assembly.take_in_doubt():
+            self.answered.pop(stored.sop_instance_uid, None)
+            self.doubts[stored.sop_instance_uid] = stored
+        for uid in assembly.take_no_longer_in_doubt():
+            self.doubts.pop(uid, None)
+            self.answered[uid] = None
 
 
 class _StudySink:
-    """A file that tells its envelope when it came to nothing; when it is stored, the archive tells it."""
+    """A file whose envelope hears what became of it."""
 
-    __slots__ = ("_envelopes", "_sink", "abort", "write")
+    __slots__ = ("_builder", "_envelopes", "_sink", "abort", "write")
 
-    def __init__(self, sink: FileSink, envelopes: AssociationEnvelopes) -> None:
-        self._sink = sink
+    def __init__(
+        self,
+        builder: JmixBuilder,
+        request: StoreRequest,
+        files: FileStore,
+        envelopes: AssociationEnvelopes,
+    ) -> None:
+        self._builder = builder
         self._envelopes = envelopes
-        self.write = sink.write
-        self.abort = sink.abort
+        self._sink: FileSink = files.sink(
+            sop_class_uid=request.affected_sop_class_uid,
+            sop_instance_uid=request.affected_sop_instance_uid,
+            transfer_syntax_uid=request.transfer_syntax_uid,
+            calling_ae_title=request.calling_ae_title,
+            called_ae_title=request.called_ae_title,
+            journal=envelopes,
+            on_stored=self._stored,
+        )
+        self.write = self._sink.write
+        self.abort = self._sink.abort
 
     def finish(self) -> Outcome | Awaitable[Outcome]:
         answer = self._sink.finish()
         if isinstance(answer, Outcome):
-            self._settle(answer)
+            if answer.status != Status.SUCCESS:
+                self._refused()
             return answer
         future = asyncio.ensure_future(answer)
         future.add_done_callback(self._finished)
         return future
 
+    def _stored(self, stored: StoredObject) -> None:
+        self._envelopes.settled(stored.path)
+        self._builder.settled()
+
     def _finished(self, future: asyncio.Future[Outcome]) -> None:
-        if future.cancelled() or future.exception() is not None:
-            self._envelopes.settled(self._sink.path)
-        else:
-            self._settle(future.result())
+        if future.cancelled() or future.exception() is not None or future.result().status != Status.SUCCESS:
+            self._refused()
 
-    def _settle(self, outcome: Outcome) -> None:
-        if outcome.status != Status.SUCCESS:
-            self._envelopes.settled(self._sink.path)
-
-
-class _InstanceJournal:
-    """The archive's journal for a single-object envelope, opened when the object is known."""
-
-    def __init__(self, builder: JmixBuilder, origin: str) -> None:
-        self._builder = builder
-        self._origin = origin
-        self.journal: EnvelopeJournal | None = None
-
-    def append(self, stored: StoredObject) -> None:
-        if stored.disposition.name == "KEPT_FIRST":
-            return
-        if self.journal is None:
-            name = f"{stored.study_instance_uid}/{stored.sop_instance_uid}/{stored.size_bytes}"
-            envelope_id = str(uuid.uuid5(ENVELOPE_NAMESPACE, name))
-            self.journal = self._builder.new_journal(envelope_id, self._origin, stored.study_instance_uid)
-        self.journal.append(stored)
-
-    def sync(self) -> None:
-        if self.journal is not None:
-            self.journal.sync()
+    def _refused(self) -> None:
+        """Or not kept, which was never journaled."""
+        try:
+            self._envelopes.refused(self._sink.path)
+        except OSError as error:
+            logger.error("a refused object could not be taken out of its journal: %s", error)
+        self._builder.settled()
 
 
 class _InstanceSink:
     """A file whose sender is answered when the upstream has answered."""
 
-    def __init__(self, builder: JmixBuilder, request: StoreRequest) -> None:
+    __slots__ = ("_builder", "_origin", "_sink", "_stored", "abort", "write")
+
+    def __init__(self, builder: JmixBuilder, request: StoreRequest, files: FileStore) -> None:
         self._builder = builder
-        self._journal = _InstanceJournal(builder, request.calling_ae_title)
-        self._sink = builder._open_file(request, self._journal, None)
+        self._origin = request.calling_ae_title
+        self._stored: StoredObject | None = None
+        self._sink: FileSink = files.sink(
+            sop_class_uid=request.affected_sop_class_uid,
+            sop_instance_uid=request.affected_sop_instance_uid,
+            transfer_syntax_uid=request.transfer_syntax_uid,
+            calling_ae_title=request.calling_ae_title,
+            called_ae_title=request.called_ae_title,
+            on_stored=self._remember,
+        )
         self.write = self._sink.write
         self.abort = self._sink.abort
 
+    def finish(self) -> Outcome | Awaitable[Outcome]:
+        answer = self._sink.finish()
+        if isinstance(answer, Outcome) and self._stored is None:
+            return answer
+        return asyncio.ensure_future(self._deliver(answer))
+
+    def _remember(self, stored: StoredObject) -> None:
+        if stored.disposition is not Disposition.KEPT_FIRST:
+            self._stored = stored
+
     async def _deliver(self, answer: Outcome | Awaitable[Outcome]) -> Outcome:
         outcome = answer if isinstance(answer, Outcome) else await answer
-        journal = self._journal.journal
-        if journal is None:
+        if self._stored is None:
             return outcome
-        return await self._builder.deliver_now(journal)
+        try:
+            return await self._builder.deliver_now(self._stored, self._origin)
+        except OSError as error:
+            raise refusal(error) from error
 
-    def finish(self) -> Awaitable[Outcome]:
-        return asyncio.ensure_future(self._deliver(self._sink.finish()))
+
+def _instance_envelope_id(stored: StoredObject) -> str:
+    """Blocking: the same for the same bytes under the same UIDs, and only for them."""
+    with open(stored.path, "rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    name = f"{stored.study_instance_uid}/{stored.sop_instance_uid}/{digest}"
+    return str(uuid.uuid5(ENVELOPE_NAMESPACE, name))
 
 
 def _parties(options: JmixBuilderOptions) -> Parties:

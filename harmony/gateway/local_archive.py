@@ -22,6 +22,9 @@ class LocalArchive:
     def __init__(self, files: FileStore) -> None:
         self.files = files
 
+    def __str__(self) -> str:
+        return f"the storage folder {self.files.folder.root}"
+
     async def start(self) -> None:
         await asyncio.to_thread(self.files.open)
 

@@ -7,6 +7,8 @@ another serves.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,16 +18,19 @@ from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
-from harmony.gateway.jmix_builder import JmixBuilder
+from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import DicomScpOptions, JmixBuilderOptions, JmixEndpointOptions
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "outboxes"]
 
 BUILDER_FOLDER = "jmix-builder"
+
+FILE_OPTIONS = ("storage_dir", "durability", "duplicates", "max_object_bytes", "min_free_bytes")
+"""Options of a dicom_scp endpoint that are about what is behind it."""
 
 
 @dataclass(slots=True)
@@ -60,11 +65,14 @@ class _Assembler:
 
     def _add(self, pipeline: Pipeline) -> None:
         backend: Backend | None = None
+        first: Endpoint | None = None
         for endpoint in pipeline.endpoints:
             if isinstance(endpoint.options, DicomScpOptions):
-                if backend is None:
+                if backend is None or first is None:
+                    first = endpoint
                     backend = self._receiver(pipeline, endpoint.options)
                     self.assembly.backends.append(backend)
+                _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
                     self._scps.setdefault(listener, []).append(DicomSCP(endpoint, backend))
             elif isinstance(endpoint.options, JmixEndpointOptions):
@@ -94,7 +102,7 @@ class _Assembler:
             builder.options,
             files=files,
             envelopes=self._envelopes(builder.options.store_dir),
-            folder=self.config.storage_path / BUILDER_FOLDER / pipeline.name,
+            folder=_builder_folder(self.config, pipeline),
             upstream=upstream,
             window=options.max_operations,
             fsync=options.durability == "fsync",
@@ -103,7 +111,7 @@ class _Assembler:
     def _add_jmix(self, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
         envelopes = self._envelopes(options.store_dir)
         studies = StudyEnvelopes(
-            self.config.storage_path / "dimse",
+            list(self._archives()),
             envelopes,
             skip_hashing=bool(options.skip_hashing),
             skip_listing=bool(options.skip_listing),
@@ -115,11 +123,45 @@ class _Assembler:
             except RouteConflict as error:
                 raise ConfigError([endpoint.origin.problem("options.path_prefix", str(error))]) from error
 
+    def _archives(self) -> Iterator[Path]:
+        """The folders in which studies may be."""
+        folders = [options.storage_dir for options in self._scp_options()]
+        yield from dict.fromkeys([*folders, self.config.storage_path / "dimse"])
+
+    def _scp_options(self) -> Iterator[DicomScpOptions]:
+        for pipeline in self.config.pipelines.values():
+            for endpoint in pipeline.endpoints:
+                if isinstance(endpoint.options, DicomScpOptions):
+                    yield endpoint.options
+
     def _envelopes(self, folder: Path) -> EnvelopeStore:
-        place = folder.absolute()
+        place = Path(os.path.abspath(folder))
         if place not in self.assembly.envelope_stores:
-            self.assembly.envelope_stores[place] = EnvelopeStore(place)
+            fsync = any(options.durability == "fsync" for options in self._scp_options())
+            self.assembly.envelope_stores[place] = EnvelopeStore(place, fsync=fsync)
         return self.assembly.envelope_stores[place]
+
+
+def _require_same_storage(first: Endpoint, other: Endpoint) -> None:
+    """The endpoints of a pipeline share what is behind them. Raises ConfigError when they want it different."""
+    for key in (*FILE_OPTIONS, "max_operations"):
+        ours, theirs = getattr(other.options, key), getattr(first.options, key)
+        if ours != theirs:
+            message = f"is {ours}, must be {theirs} as in endpoint {first.name} of the same pipeline"
+            raise ConfigError([other.origin.problem(f"options.{key}", message)])
+
+
+def _builder_folder(config: LoadedConfig, pipeline: Pipeline) -> Path:
+    return config.storage_path / BUILDER_FOLDER / pipeline.name
+
+
+def outboxes(config: LoadedConfig) -> dict[str, Path]:
+    """Where the deliveries of each pipeline with a jmix_builder are kept, by the pipeline's name."""
+    return {
+        pipeline.name: _builder_folder(config, pipeline) / OUTBOX_NAME
+        for pipeline in config.pipelines.values()
+        if any(isinstance(each.options, JmixBuilderOptions) for each in pipeline.left)
+    }
 
 
 def assemble(config: LoadedConfig) -> Assembly:

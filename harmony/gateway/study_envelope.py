@@ -32,17 +32,17 @@ class _ArchivedObject:
 
 
 class StudyEnvelopes:
-    """Builds into one store from one archive folder."""
+    """Builds into one store. archives: the folders to look into."""
 
     def __init__(
         self,
-        archive: Path,
+        archives: Sequence[Path],
         envelopes: EnvelopeStore,
         *,
         skip_hashing: bool = False,
         skip_listing: bool = False,
     ) -> None:
-        self._archive = archive
+        self._archives = archives
         self._envelopes = envelopes
         self._skip_hashing = skip_hashing
         self._skip_listing = skip_listing
@@ -81,7 +81,8 @@ class StudyEnvelopes:
 
     def _objects(self, study_instance_uid: str) -> Sequence[_ArchivedObject]:
         found = []
-        for path in sorted((self._archive / path_component(study_instance_uid)).glob("*/*.dcm")):
+        study = path_component(study_instance_uid)
+        for path in sorted(each for archive in self._archives for each in (archive / study).glob("*/*.dcm")):
             try:
                 meta = read_file_meta_from(path)
             except Part10Error:

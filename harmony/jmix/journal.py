@@ -7,7 +7,8 @@ file to `<envelope id>.closed`: from then on it is a work order for the envelope
 
 Reading believes only what can be: a line that is torn or not of this form is passed over, and so is an object whose
 file does not exist, because the line is written before the file gets its name (docs/DESIGN.md): nobody was ever told
-that such an object is safe. The last line about a path holds; one that says "kept first" takes the path out again.
+that such an object is safe. Recovery strikes such lines out: the sender will repeat the object, and then a file of this
+name belongs to another envelope. The last line about a path holds; one that says "kept first" takes it out again.
 
 The folder belongs to one process. Blocking; `append` and `close` belong to one thread, `sync` may run in another.
 """
@@ -18,7 +19,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -133,7 +134,7 @@ class EnvelopeJournal:
     Raises OSError, FileExistsError when there is a journal of this id, ValueError when the id is no UUID.
     """
 
-    __slots__ = ("_fd", "_lock", "_prefix", "_size_bytes", "_synced_folder", "header", "path")
+    __slots__ = ("_fd", "_last", "_lock", "_prefix", "_size_bytes", "_synced_folder", "header", "path")
 
     def __init__(self, folder: Path, header: JournalHeader, *, storage_root: str) -> None:
         if canonical_envelope_id(header.envelope_id) != header.envelope_id:
@@ -144,6 +145,7 @@ class EnvelopeJournal:
         self._lock = threading.Lock()  # between sync and close, never held by append
         self._synced_folder = False
         self._size_bytes = 0
+        self._last = ("", 0)  # the path of the last line, and where that line begins
         self._fd = os.open(
             self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, _FILE_MODE
         )
@@ -162,6 +164,7 @@ class EnvelopeJournal:
         path = stored.path
         if not path.startswith(self._prefix):
             raise ValueError("the object is not below the storage root")
+        start = self._size_bytes
         self._write(
             _encode(
                 (
@@ -177,11 +180,23 @@ class EnvelopeJournal:
             )
             + b"\n"
         )
+        self._last = (path, start)
+
+    def take_back(self, path: str) -> bool:
+        """Cut off the last line if it is about the object at `path`; tell whether it was. Needs no room on the disk."""
+        last, start = self._last
+        if last != path:
+            return False
+        os.ftruncate(self._fd, start)
+        self._size_bytes = start
+        self._last = ("", 0)
+        return True
 
     def remove(self, path: str) -> None:
         """Write that the object at `path` is not part of the envelope after all."""
         relative = path.removeprefix(self._prefix)
-        self._write(_encode((relative, "", "", "", "", "", 0, REMOVED)) + b"\n")
+        self._write(_removal(relative))
+        self._last = ("", 0)
 
     def sync(self) -> None:
         """Make everything appended so far durable, the file's name included the first time. Nothing when closed."""
@@ -221,15 +236,23 @@ def read(path: Path, *, storage_root: str) -> Closed:
 
 
 def recover(
-    folder: Path, *, storage_root: str, window: int = 1, skip: Collection[Path] = ()
+    folder: Path,
+    *,
+    storage_root: str,
+    window: int = 1,
+    skip: Collection[Path] = (),
+    remember: Callable[[Recovered], None] | None = None,
 ) -> list[Recovered]:
     """Close every journal an earlier process left open, and return them all, oldest first.
 
     window: how many objects of an association may have been without an answer at a time (PS3.7 Annex D.3.3.3). Of
-        an interrupted journal so many last lines are in doubt.
+        an interrupted journal so many last objects are in doubt.
     skip: journals of this process.
+    remember: called for each interrupted journal before it is closed. Once that has happened nothing tells any more
+        which of its objects are in doubt, so they must be on the disk by then.
     A file without a header never had an object: it is removed. Also removes nothing and returns nothing twice: what
-    is not removed by its builder is returned again by the next process.
+    is not removed by its builder is returned again by the next process. Lines about objects without a file are struck
+    out for good. OSError when the disk will not take that.
     """
     found = []
     for path in sorted(folder.glob("*" + OPEN_SUFFIX)) + sorted(folder.glob("*" + CLOSED_SUFFIX)):
@@ -242,13 +265,41 @@ def recover(
             path.unlink()
             continue
         interrupted = path.suffix == OPEN_SUFFIX
-        in_doubt: tuple[JournalEntry, ...] = ()
+        entries = _existing(lines, storage_root)
+        in_doubt = _existing(_last_mentioned(lines, window), storage_root) if interrupted else ()
+        prefix = os.path.abspath(storage_root) + "/"
+        there = {entry.path.removeprefix(prefix) for entry in entries}
+        _strike_out(path, [missing for missing in _by_path(lines) if missing not in there])
+        closed = path.with_suffix(CLOSED_SUFFIX)
+        recovered = Recovered(Closed(closed, header, entries), interrupted, in_doubt)
         if interrupted:
-            in_doubt = _existing(lines[-window:], storage_root)
-            path = path.rename(path.with_suffix(CLOSED_SUFFIX))
-        journal = Closed(path, header, _existing(lines, storage_root))
-        found.append(Recovered(journal, interrupted, in_doubt))
+            if remember is not None:
+                remember(recovered)
+            path.rename(closed)
+        found.append(recovered)
     return sorted(found, key=lambda recovered: recovered.journal.header.created)
+
+
+def _strike_out(path: Path, missing: Iterable[str]) -> None:
+    """Append to a journal that these relative paths are not part of it."""
+    removals = b"".join(map(_removal, missing))
+    if not removals:
+        return
+    with open(path, "r+b", buffering=0) as file:
+        size = file.seek(-1, os.SEEK_END) + 1
+        if file.read(1) != b"\n":
+            removals = b"\n" + removals  # ends the torn line, which says nothing
+        try:
+            if file.write(removals) != len(removals):
+                raise OSError(errno.ENOSPC, "the journal line did not fit")
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _removal(relative: str) -> bytes:
+    return _encode((relative, "", "", "", "", "", 0, REMOVED)) + b"\n"
 
 
 def _parse(path: Path) -> tuple[JournalHeader, list[JournalEntry | None]]:
@@ -273,9 +324,8 @@ def _entry(line: bytes) -> JournalEntry | None:
     return None if entry.path.startswith("/") or ".." in entry.path.split("/") else entry
 
 
-def _existing(lines: list[JournalEntry | None], storage_root: str) -> tuple[JournalEntry, ...]:
-    """Apply the rules of this module's docstring to lines."""
-    root = os.path.abspath(storage_root)
+def _by_path(lines: Iterable[JournalEntry | None]) -> dict[str, JournalEntry]:
+    """What the lines say, by relative path, in the order of arrival."""
     by_path: dict[str, JournalEntry] = {}
     for entry in lines:
         if entry is None:
@@ -284,7 +334,30 @@ def _existing(lines: list[JournalEntry | None], storage_root: str) -> tuple[Jour
             by_path.pop(entry.path, None)
         else:
             by_path[entry.path] = entry
-    entries = (msgspec.structs.replace(entry, path=f"{root}/{path}") for path, entry in by_path.items())
+    return by_path
+
+
+def _last_mentioned(lines: list[JournalEntry | None], window: int) -> list[JournalEntry]:
+    """The last objects, a line that says nothing counted as one."""
+    by_path = _by_path(lines)
+    last: list[JournalEntry] = []
+    for entry in reversed(lines):
+        if window == 0:
+            break
+        if entry is None:
+            window -= 1
+        elif entry.disposition != REMOVED and by_path.pop(entry.path, None) is not None:
+            last.append(entry)
+            window -= 1
+    return last[::-1]
+
+
+def _existing(lines: Iterable[JournalEntry | None], storage_root: str) -> tuple[JournalEntry, ...]:
+    """Apply the rules of this module's docstring to lines."""
+    root = os.path.abspath(storage_root)
+    entries = (
+        msgspec.structs.replace(entry, path=f"{root}/{path}") for path, entry in _by_path(lines).items()
+    )
     return tuple(entry for entry in entries if os.path.isfile(entry.path))
 
 

@@ -8,17 +8,21 @@ ended is pending again. Enqueueing is idempotent by envelope and destination, so
 Objects in doubt are those whose sender may repeat them although they are in an envelope (`assembly`).
 
 Times are seconds since the epoch and come from the caller. All methods block (a commit with durable=True waits for the
-disk) and may be called from any thread; one connection and one lock serve them all. One process per file.
+disk) and may be called from any thread; one connection and one lock serve them all. One process per file delivers; any
+other may look, and unpark, with `inspect`.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Self
 
 __all__ = ["Delivery", "InDoubt", "Outbox", "State", "backoff_s"]
 
@@ -27,6 +31,9 @@ MAXIMUM_DELAY_S = 300.0
 """An upstream that is back is noticed within five minutes; one that is down for a day sees 300 attempts."""
 
 _MAXIMUM_ERROR_CHARACTERS = 500
+
+_BUSY_S = 10.0
+"""Wait for another process that is writing; a commit on a slow disk takes a tenth of that."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS delivery (
@@ -110,9 +117,7 @@ class Outbox:
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.row_factory = sqlite3.Row
+        self._connect(str(path), uri=False)
         try:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -121,6 +126,30 @@ class Outbox:
         except BaseException:
             self._database.close()
             raise
+
+    @classmethod
+    def inspect(cls, path: Path) -> Self:
+        """Open a file that exists and leave everything in it as it is: another process may be delivering from it.
+
+        Raises FileNotFoundError when there is none, sqlite3.Error when it is none.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        outbox = cls.__new__(cls)
+        outbox._connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
+        try:
+            outbox._database.execute("SELECT 1 FROM delivery LIMIT 1")
+        except BaseException:
+            outbox._database.close()
+            raise
+        return outbox
+
+    def _connect(self, name: str, *, uri: bool) -> None:
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(
+            name, uri=uri, isolation_level=None, check_same_thread=False, timeout=_BUSY_S
+        )
+        self._database.row_factory = sqlite3.Row
 
     def close(self) -> None:
         """Close the file; nothing can be called afterwards."""
@@ -242,8 +271,8 @@ class Outbox:
 
     # Objects in doubt
 
-    def mark_in_doubt(self, objects: Iterable[InDoubt]) -> None:
-        """Remember objects, all or none; one that is remembered already is renewed."""
+    def mark_in_doubt(self, objects: Iterable[InDoubt], *, forget: Iterable[str] = ()) -> None:
+        """Remember objects, and forget SOP Instance UIDs, all or none; one that is remembered already is renewed."""
         rows = [
             (o.sop_instance_uid, o.study_instance_uid, o.size_bytes, o.digest, o.marked_at) for o in objects
         ]
@@ -251,9 +280,13 @@ class Outbox:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 self._database.executemany("INSERT OR REPLACE INTO in_doubt VALUES (?, ?, ?, ?, ?)", rows)
+                self._database.executemany(
+                    "DELETE FROM in_doubt WHERE sop_instance_uid = ?", [(uid,) for uid in forget]
+                )
                 self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # a full disk may have rolled back by itself
+                    self._database.execute("ROLLBACK")
                 raise
 
     def take_in_doubt(self, sop_instance_uid: str) -> bool:

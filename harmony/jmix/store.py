@@ -159,9 +159,17 @@ class EnvelopeStore:
             folder.mkdir(exist_ok=True)
             if self._fsync:
                 _sync(upload)
-            os.rename(upload, path)
-            self._write_manifest(folder, info.manifest)
-            return self._enter(info.id, path, info.study_instance_uids, origin=origin, created_at=created_at)
+            try:
+                os.rename(upload, path)
+                self._write_manifest(folder, info.manifest)
+                return self._enter(
+                    info.id, path, info.study_instance_uids, origin=origin, created_at=created_at
+                )
+            except (
+                BaseException
+            ):  # the sender is told of a failure and repeats it: that must not be a conflict
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     def remove(self, envelope_id: str) -> None:
         """Remove an envelope; nothing when there is none."""
@@ -286,7 +294,8 @@ class EnvelopeStore:
             )
             index.execute("COMMIT")
         except BaseException:
-            index.execute("ROLLBACK")
+            if index.in_transaction:  # a full disk may have rolled back by itself
+                index.execute("ROLLBACK")
             raise
         return self._stored(row)
 

@@ -110,6 +110,64 @@ def test_object_without_its_file_was_never_acknowledged(write: Write, folder: Pa
     assert found.in_doubt == ()  # 1.2 was answered before 1.3 was written down
 
 
+def test_object_that_comes_again_after_a_crash_is_no_longer_of_the_old_journal(
+    write: Write, folder: Path, storage: Path, make_object
+) -> None:
+    path = write(3)
+    path.write_bytes(path.read_bytes() + b'["torn')
+    missing = storage / "1.2.3.4.5.6/1.2.3.4.5.6.1/1.2.dcm"
+    missing.unlink()
+    (found,) = recover(folder, storage_root=str(storage))
+    make_object("1.2")  # its sender has repeated it, before the old journal is built
+    assert instances(read(found.journal.path, storage_root=str(storage)).entries) == ["1.1", "1.3"]
+    (again,) = recover(folder, storage_root=str(storage))  # or before the next crash
+    assert instances(again.journal.entries) == ["1.1", "1.3"]
+
+
+def test_doubts_are_remembered_before_the_journal_is_closed(
+    write: Write, folder: Path, storage: Path
+) -> None:
+    path = write(2)
+    remembered = []
+
+    def remember(recovered: journals.Recovered) -> None:
+        assert path.exists()
+        remembered.append(instances(recovered.in_doubt))
+        if len(remembered) == 1:
+            raise OSError("a crash")
+
+    with pytest.raises(OSError, match="a crash"):
+        recover(folder, storage_root=str(storage), remember=remember)
+    recover(folder, storage_root=str(storage), remember=remember)
+    recover(folder, storage_root=str(storage), remember=remember)  # closed by now
+    assert remembered == [["1.2"], ["1.2"]]
+
+
+def test_line_taken_back_needs_no_room(folder: Path, storage: Path, make_object) -> None:
+    journal = EnvelopeJournal(folder, header(), storage_root=str(storage))
+    first, second = make_object("1.1"), make_object("1.2")
+    journal.append(first)
+    before = journal.path.read_bytes()
+    journal.append(second)
+    assert not journal.take_back(first.path)
+    assert journal.take_back(second.path)
+    assert not journal.take_back(second.path)
+    assert journal.path.read_bytes() == before
+    journal.append(second)
+    assert instances(read(journal.close(), storage_root=str(storage)).entries) == ["1.1", "1.2"]
+
+
+def test_removed_object_is_not_the_last_one(folder: Path, storage: Path, make_object) -> None:
+    journal = EnvelopeJournal(folder, header(), storage_root=str(storage))
+    journal.append(make_object("1.1"))
+    gone = make_object("1.2")
+    journal.append(gone)
+    journal.remove(gone.path)
+    os.close(journal._fd)
+    (found,) = recover(folder, storage_root=str(storage))
+    assert instances(found.in_doubt) == ["1.1"]
+
+
 def test_window_of_operations_is_in_doubt(write: Write, folder: Path, storage: Path) -> None:
     write(5)
     (found,) = recover(folder, storage_root=str(storage), window=2)

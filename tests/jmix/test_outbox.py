@@ -85,6 +85,31 @@ def test_restart_makes_what_was_in_progress_pending(reopen: Open) -> None:
     assert delivery.attempts == 2
 
 
+def test_looking_changes_nothing_and_unparks_under_a_running_process(reopen: Open, tmp_path: Path) -> None:
+    running = reopen()
+    parked, sending = enqueue(running, "a"), enqueue(running, "b")
+    running.claim_due(1.0, limit=2)
+    running.parked(parked, error="400", now=2.0)
+    looking = Outbox.inspect(tmp_path / "outbox.sqlite")
+    try:
+        states = {delivery.id: delivery.state for delivery in looking.deliveries()}
+        assert states == {parked: State.PARKED, sending: State.IN_PROGRESS}
+        assert looking.unpark(parked, now=3.0)
+        assert running.next_due() == 3.0
+        assert running.counts()[State.IN_PROGRESS] == 1
+    finally:
+        looking.close()
+
+
+def test_looking_at_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Outbox.inspect(tmp_path / "none.sqlite")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "other.sqlite").write_bytes(b"not a database, not at all" * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        Outbox.inspect(tmp_path / "other.sqlite")
+
+
 def test_failed_delivery_waits_and_keeps_its_error(reopen: Open) -> None:
     outbox = reopen()
     number = enqueue(outbox, "a")
@@ -171,6 +196,13 @@ def test_object_in_doubt_is_taken_once(reopen: Open) -> None:
     assert outbox.in_doubt() == [second]
     assert outbox.forget_in_doubt(before=2.0) == 0
     assert outbox.forget_in_doubt(before=2.1) == 1
+
+
+def test_marking_and_forgetting_together(reopen: Open) -> None:
+    outbox = reopen()
+    outbox.mark_in_doubt([InDoubt("1.1", "1", 10, None, 1.0), InDoubt("1.2", "1", 10, None, 1.0)])
+    outbox.mark_in_doubt([InDoubt("1.3", "1", 10, None, 2.0)], forget=["1.1", "1.9"])
+    assert [each.sop_instance_uid for each in reopen().in_doubt()] == ["1.2", "1.3"]
 
 
 def test_objects_in_doubt_are_marked_all_or_none(reopen: Open) -> None:

@@ -194,6 +194,19 @@ def test_second_envelope_of_an_id_is_refused(reopen: Open, add: Add) -> None:
     assert store.path(envelope_id).read_bytes() == data
 
 
+def test_upload_that_failed_half_way_can_be_repeated(reopen: Open, add: Add, root: Path) -> None:
+    """Its sender heard of a failure; a conflict would tell it that the envelope is here."""
+    store = reopen()
+    envelope_id = add(store)
+    data = store.path(envelope_id).read_bytes()
+    store.remove(envelope_id)
+    (root / envelope_id / "manifest.json.tmp").mkdir(parents=True)  # in the way of the manifest
+    with pytest.raises(OSError):
+        upload(store, data)
+    assert not (root / envelope_id).exists()
+    assert upload(store, data) == envelope_id
+
+
 def test_one_of_two_simultaneous_uploads_wins(reopen: Open, add: Add) -> None:
     store = reopen()
     envelope_id = add(store)
