@@ -13,12 +13,14 @@ from harmony.dimse.command import (
     CGetRSP,
     CMoveRQ,
     CMoveRSP,
-    CommandError,
     CStoreRQ,
     CStoreRSP,
     Message,
 )
-from harmony.dimse.exchange import Exchange, Handler, Invocation, Operation, Response, StoreRequest
+from harmony.dimse.command_set import CommandError
+from harmony.dimse.exchange import Exchange
+from harmony.dimse.invocation import Invocation, Response
+from harmony.dimse.operation import Handler, Operation, StoreRequest
 from harmony.dimse.part10 import FileMeta, Part10Error, encode_file_meta, read_file_meta, read_file_meta_from
 from harmony.dimse.scp import Server, Services, serve
 from harmony.dimse.scu import SCU, Instance, NoPresentationContext, associate, contexts_for

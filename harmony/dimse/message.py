@@ -15,7 +15,7 @@ from struct import Struct
 
 from harmony.dimse.source import DataSource, StreamSource
 from harmony.ul.association import Association
-from harmony.ul.errors import RemoteProtocolError
+from harmony.ul.errors import AssociationReleased, LocalProtocolError, RemoteProtocolError
 
 __all__ = ["MessageAssembly", "MessageWriter", "encode_message"]
 
@@ -46,7 +46,7 @@ def fragment_limit(maximum_length: int) -> int:
 def encode_message(
     presentation_context_id: int,
     command: bytes,
-    data: bytes | None = None,
+    data: bytes | bytearray | None = None,
     *,
     maximum_length: int,
     pack: bool = True,
@@ -59,7 +59,7 @@ def encode_message(
     one NUL.
     """
     if data is not None and len(data) & 1:
-        data += b"\0"
+        data = data + b"\0"
     limit = fragment_limit(maximum_length)
     if len(command) <= limit:
         if data is None:
@@ -79,14 +79,20 @@ def encode_message(
                     data,
                 )
             )
-    pieces: list[bytes] = []
+    pieces: list[bytes | bytearray] = []
     _split(pieces, presentation_context_id, COMMAND, command, limit)
     if data is not None:
         _split(pieces, presentation_context_id, DATA, data, limit)
     return b"".join(pieces)
 
 
-def _split(pieces: list[bytes], presentation_context_id: int, kind: int, value: bytes, limit: int) -> None:
+def _split(
+    pieces: list[bytes | bytearray],
+    presentation_context_id: int,
+    kind: int,
+    value: bytes | bytearray,
+    limit: int,
+) -> None:
     for start in range(0, len(value) or 1, limit):
         fragment = value[start : start + limit]
         control = kind | (LAST if start + limit >= len(value) else 0)
@@ -96,29 +102,79 @@ def _split(pieces: list[bytes], presentation_context_id: int, kind: int, value: 
 
 
 class MessageWriter:
-    """Sends messages on one association, each as a whole: callers take turns at an asyncio.Lock.
+    """Sends messages on one association, each as a whole: callers take `turn`s.
 
     Data sets pass through one buffer that is laid out once as `header, fragment, header, fragment, ...`; a
     source fills the fragments in place, and one write sends the burst.
     """
 
     def __init__(self, association: Association, *, pack: bool = True) -> None:
+        self.turn = asyncio.Lock()
+        """Held while a message is being sent."""
         self._association = association
         self._maximum_length = association.agreed.peer_maximum_length
         self._pack = pack
-        self._lock = asyncio.Lock()
         self._fragment_size = min(fragment_limit(self._maximum_length), fragment_limit(BURST_BYTES - 6))
         self._burst: _Burst | None = None
 
-    @property
-    def busy(self) -> bool:
-        """True while a message is being sent."""
-        return self._lock.locked()
+    def write_now(self, presentation_context_id: int, command: bytes) -> None:
+        """Write a message without data set and without waiting. Only while nobody has the turn."""
+        assert not self.turn.locked()
+        self._write(encode_message(presentation_context_id, command, maximum_length=self._maximum_length))
 
-    def write_now(self, presentation_context_id: int, command: bytes, data: bytes | None = None) -> None:
-        """Write a message that is at hand, without waiting. Only while not `busy`."""
-        assert not self._lock.locked()
-        self._association.write_p_data(
+    async def send(
+        self,
+        presentation_context_id: int,
+        command: bytes,
+        data: bytes | DataSource | StreamSource | None = None,
+    ) -> None:
+        """Take the turn and `write`."""
+        async with self.turn:
+            await self.write(presentation_context_id, command, data)
+
+    async def write(
+        self,
+        presentation_context_id: int,
+        command: bytes,
+        data: bytes | DataSource | StreamSource | None = None,
+    ) -> None:
+        """Send one message and wait until it has left; the caller has the turn.
+
+        Raises what ended the association, AssociationReleased when it may not send any more. When a source fails
+        or the caller is cancelled in mid-message, the peer has half of one: the association is aborted. Before
+        the first byte, or after the last was handed to the transport, it is not.
+        """
+        association = self._association
+        if data is None or isinstance(data, bytes):
+            has_left = self._write_whole(presentation_context_id, command, data)
+        elif not isinstance(data, StreamSource) and data.size_bytes <= BURST_BYTES - PDV_OVERHEAD - len(
+            command
+        ):
+            # One copy into one PDU (or a few) is cheaper than two writes.
+            whole = bytearray(data.size_bytes + (data.size_bytes & 1))
+            if whole:
+                data.read_into([memoryview(whole)[: data.size_bytes]])
+            has_left = self._write_whole(presentation_context_id, command, whole)
+        else:
+            self._write_whole(presentation_context_id, command, None)
+            try:
+                if isinstance(data, StreamSource):
+                    has_left = await self._write_stream(presentation_context_id, data)
+                else:
+                    has_left = await self._write_source(presentation_context_id, data)
+            except BaseException:
+                if association.is_open:
+                    association.abort()
+                raise
+        if not has_left:
+            await association.flushed()
+        if self._burst is not None:
+            self._burst.is_free = True
+
+    def _write_whole(
+        self, presentation_context_id: int, command: bytes, data: bytes | bytearray | None
+    ) -> bool:
+        return self._write(
             encode_message(
                 presentation_context_id,
                 command,
@@ -128,96 +184,38 @@ class MessageWriter:
             )
         )
 
-    async def send(
-        self,
-        presentation_context_id: int,
-        command: bytes,
-        data: bytes | DataSource | StreamSource | None = None,
-    ) -> None:
-        """Send one message and wait until it has left; raises what ended the association.
+    def _write(self, pdus: bytes | memoryview) -> bool:
+        try:
+            return self._association.write_p_data(pdus)
+        except LocalProtocolError as error:
+            raise AssociationReleased("the association is being released") from error
 
-        A failing source leaves the peer with half a message, so the association is aborted and the error
-        raised. Cancelling it in mid-message aborts the association too.
-        """
-        association = self._association
-        async with self._lock:
-            if data is None or isinstance(data, bytes):
-                encoded = encode_message(
-                    presentation_context_id,
-                    command,
-                    data,
-                    maximum_length=self._maximum_length,
-                    pack=self._pack,
-                )
-                if not association.write_p_data(encoded):
-                    await association.flushed()
-                return
-            try:
-                if isinstance(data, StreamSource):
-                    await self._send_stream(presentation_context_id, command, data)
-                elif data.size_bytes <= BURST_BYTES - PDV_OVERHEAD - len(command):
-                    # One copy into one PDU (or a few) is cheaper than two writes.
-                    whole = bytearray(data.size_bytes)
-                    if whole:
-                        data.read_into([memoryview(whole)])
-                    self_contained = encode_message(
-                        presentation_context_id,
-                        command,
-                        bytes(whole),
-                        maximum_length=self._maximum_length,
-                        pack=self._pack,
-                    )
-                    if not association.write_p_data(self_contained):
-                        await association.flushed()
-                else:
-                    await self._send_source(presentation_context_id, command, data)
-            except BaseException:
-                if association.is_open:
-                    association.abort()
-                raise
-
-    async def _send_source(self, presentation_context_id: int, command: bytes, source: DataSource) -> None:
-        association = self._association
-        association.write_p_data(
-            encode_message(presentation_context_id, command, maximum_length=self._maximum_length)
-        )
+    async def _write_source(self, presentation_context_id: int, source: DataSource) -> bool:
+        """The data set in bursts; False when the last one has not left yet."""
         burst = self._take_burst(presentation_context_id)
         left = source.size_bytes
-        await association.flushed()
         while left > burst.capacity:
             source.read_into(burst.fragments)
             left -= burst.capacity
-            if not association.write_p_data(burst.buffer):
-                await association.flushed()
-            else:
-                await asyncio.sleep(0)  # a peer that takes everything at once must not starve the others
+            await self._write_burst(burst)
         odd = left & 1
         pdus, ending = burst.prepare_last(left + odd)
         if odd:
             pdus[-1] = 0
             ending[-1] = ending[-1][:-1]
         source.read_into(ending)
-        sent = association.write_p_data(pdus)
-        if not sent:
-            await association.flushed()
-        burst.restore()
+        return self._write(pdus)
 
-    async def _send_stream(self, presentation_context_id: int, command: bytes, source: StreamSource) -> None:
-        """As _send_source, for a length that shows only at the end: one burst is kept back until more has
+    async def _write_stream(self, presentation_context_id: int, source: StreamSource) -> bool:
+        """As _write_source, for a length that shows only at the end: one burst is kept back until more has
         come."""
-        association = self._association
-        association.write_p_data(
-            encode_message(presentation_context_id, command, maximum_length=self._maximum_length)
-        )
         burst = self._take_burst(presentation_context_id)
-        await association.flushed()
         filled = 0
         async for chunk in source.chunks:
-            view = memoryview(chunk)
+            view = memoryview(chunk).cast("B")
             while view:
                 if filled == burst.capacity:
-                    if not association.write_p_data(burst.buffer):
-                        await association.flushed()
+                    await self._write_burst(burst)
                     filled = 0
                 index, start = divmod(filled, self._fragment_size)
                 place = burst.fragments[index][start : start + len(view)]
@@ -228,15 +226,21 @@ class MessageWriter:
         pdus, _ = burst.prepare_last(filled + odd)
         if odd:
             pdus[-1] = 0
-        if not association.write_p_data(pdus):
-            await association.flushed()
-        burst.restore()
+        return self._write(pdus)
+
+    async def _write_burst(self, burst: _Burst) -> None:
+        if not self._write(burst.buffer):
+            await self._association.flushed()
+        else:
+            await asyncio.sleep(0)  # a peer that takes everything at once must not starve the others
 
     def _take_burst(self, presentation_context_id: int) -> _Burst:
-        if self._burst is None:
-            self._burst = _Burst(self._fragment_size)
-        self._burst.address(presentation_context_id)
-        return self._burst
+        burst = self._burst
+        if burst is None or not burst.is_free:  # one that a cancelled call left may still be in the transport
+            burst = self._burst = _Burst(self._fragment_size)
+        burst.is_free = False
+        burst.address(presentation_context_id)
+        return burst
 
 
 class _Burst:
@@ -253,13 +257,16 @@ class _Burst:
         self.fragments = [self.buffer[start + _HEADERS : start + pdu_size] for start in starts]
         self._presentation_context_id = -1
         self._changed: int | None = None
+        self.is_free = True
+        """False while its bytes may not have left."""
 
     def address(self, presentation_context_id: int) -> None:
         """Make the headers those of full fragments, not the last, on this context."""
-        if presentation_context_id == self._presentation_context_id and self._changed is None:
-            return
+        changed = self._starts
+        if presentation_context_id == self._presentation_context_id:
+            changed = [] if self._changed is None else [self._changed]
         self._presentation_context_id = presentation_context_id
-        for start in self._starts:
+        for start in changed:
             self._header(start, self.fragment_size, DATA)
         self._changed = None
 
@@ -274,12 +281,6 @@ class _Burst:
         self._changed = start
         end = start + _HEADERS + rest
         return self.buffer[:end], [*self.fragments[:full], self.buffer[start + _HEADERS : end]]
-
-    def restore(self) -> None:
-        """Undo `prepare_last`, once its bytes have left."""
-        if self._changed is not None:
-            self._header(self._changed, self.fragment_size, DATA)
-            self._changed = None
 
     def _header(self, start: int, size: int, control: int) -> None:
         _PDU_AND_PDV.pack_into(

@@ -15,18 +15,21 @@ answered without one. What no handler was given for is refused in negotiation.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from harmony.dimse.command import CEchoRQ, CStoreRQ, Message
-from harmony.dimse.exchange import Exchange, Handler, StoreRequest
+from harmony.dimse.command import CEchoRQ, CStoreRQ, Message, NEventReportRQ
+from harmony.dimse.exchange import Exchange
+from harmony.dimse.operation import Handler, StoreRequest
 from harmony.dimse.sink import Sink
-from harmony.dimse.sop_class import STORAGE_SOP_CLASSES, VERIFICATION
+from harmony.dimse.sop_class import VERIFICATION, is_storage_sop_class
 from harmony.dimse.status import DimseError, Status
+from harmony.ul import Timeouts
 from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier
-from harmony.ul.association import Association, Timeouts
+from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 from harmony.ul.negotiation import (
     DEFAULT_MAXIMUM_LENGTH,
@@ -38,25 +41,11 @@ from harmony.ul.upper_layer import SizeLimits
 
 __all__ = ["Server", "Services", "serve"]
 
+logger = logging.getLogger("harmony.dimse")
+
 UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 """Transfer syntaxes for everything that is not an instance: identifiers and attribute lists are small and
 native."""
-
-
-DICOM_ROOT = "1.2.840.10008."
-COMPOSITE_STORAGE_ROOTS = ("1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.5.1.4.34.7")
-"""Where PS3.6 registers storage SOP classes; a future one is recognized by its root."""
-NOT_STORAGE = ("1.2.840.10008.5.1.4.1.1.200.", "1.2.840.10008.5.1.4.1.1.201.")
-"""Under the same root, but query/retrieve of protocols and inventories; their storage classes are listed by name."""
-
-
-def _may_be_storage(uid: str) -> bool:
-    """True for storage SOP classes: those of PS3.6, future ones under the same root, and anything private."""
-    if uid in STORAGE_SOP_CLASSES:
-        return True
-    if uid.startswith(DICOM_ROOT):
-        return uid.startswith(COMPOSITE_STORAGE_ROOTS) and not uid.startswith(NOT_STORAGE)
-    return True
 
 
 class Services:
@@ -65,11 +54,12 @@ class Services:
     def __init__(self) -> None:
         self._store: Callable[[StoreRequest], Sink] | None = None
         self._store_by_class: dict[str, Callable[[StoreRequest], Sink]] = {}
-        self._store_syntaxes: frozenset[str] | None = None
         self._handlers: dict[type[Message], dict[str, Handler]] = {}
-        self._performed: dict[str, SupportedAbstractSyntax] = {
-            VERIFICATION: SupportedAbstractSyntax(UNCOMPRESSED)
-        }
+        # What negotiation accepts in either role, by SOP class; and for storage SOP classes that nobody listed.
+        self._as_scp = {VERIFICATION: SupportedAbstractSyntax(UNCOMPRESSED)}
+        self._as_scu: dict[str, SupportedAbstractSyntax] = {}
+        self._other_storage_as_scp: SupportedAbstractSyntax | None = None
+        self._other_storage_as_scu: SupportedAbstractSyntax | None = None
         self._on_established: list[Callable[[Association], None]] = []
         self._on_ended: list[Callable[[Association, AssociationError | None], None]] = []
 
@@ -77,7 +67,7 @@ class Services:
 
     def no_echo(self) -> None:
         """Do not accept the Verification SOP Class."""
-        self._performed.pop(VERIFICATION, None)
+        self._as_scp.pop(VERIFICATION, None)
 
     def store(
         self,
@@ -92,14 +82,22 @@ class Services:
         transfer_syntaxes: those accepted; None is any, as the bytes are not decoded here.
         open_sink raises DimseError to refuse an instance before its data comes.
         """
-        syntaxes = None if transfer_syntaxes is None else frozenset(transfer_syntaxes)
+        support = SupportedAbstractSyntax(_set(transfer_syntaxes))
         if sop_classes is None:
-            self._store = open_sink
-            self._store_syntaxes = syntaxes
-            return
-        for sop_class in sop_classes:
+            self._store, self._other_storage_as_scp = open_sink, support
+        for sop_class in sop_classes or ():
             self._store_by_class[sop_class] = open_sink
-            self._performed[sop_class] = SupportedAbstractSyntax(syntaxes)
+            self._as_scp[sop_class] = support
+
+    def store_as_scu(
+        self, *, sop_classes: Iterable[str] | None = None, transfer_syntaxes: Iterable[str] | None = None
+    ) -> None:
+        """Take the SCU role of storage towards requestors that offer the SCP role, as a C-GET needs (PS3.4
+        §C.4.3). sop_classes, transfer_syntaxes: as for `store`."""
+        support = SupportedAbstractSyntax(_set(transfer_syntaxes), scp=False, scu=True)
+        if sop_classes is None:
+            self._other_storage_as_scu = support
+        self._as_scu.update(dict.fromkeys(sop_classes or (), support))
 
     def operation(self, request_type: type[Message], sop_classes: Iterable[str], handler: Handler) -> None:
         """Perform another service (C-FIND, C-GET, C-MOVE, C-ECHO, N-...) for SOP classes with a handler."""
@@ -107,14 +105,20 @@ class Services:
         for sop_class in sop_classes:
             table[sop_class] = handler
             if request_type is not CEchoRQ:
-                self._performed[sop_class] = SupportedAbstractSyntax(UNCOMPRESSED)
+                self._as_scp[sop_class] = SupportedAbstractSyntax(UNCOMPRESSED)
+            if request_type is NEventReportRQ:
+                # Event reports come from the SCP, which may have requested the association to send them.
+                self._as_scu[sop_class] = SupportedAbstractSyntax(UNCOMPRESSED, scp=False, scu=True)
 
     def on_association(
         self,
         established: Callable[[Association], None] | None = None,
         ended: Callable[[Association, AssociationError | None], None] | None = None,
     ) -> None:
-        """Be told of associations; called from the event loop, must not block."""
+        """Be told of associations; called from the event loop, must not block.
+
+        established: may raise, which aborts the association.
+        """
         if established is not None:
             self._on_established.append(established)
         if ended is not None:
@@ -122,26 +126,39 @@ class Services:
 
     # Asked by negotiation and the exchange ----
 
-    @property
-    def abstract_syntaxes(self) -> Mapping[str, SupportedAbstractSyntax]:
-        """What is performed, by SOP class; `other_abstract_syntax` knows the rest."""
-        return self._performed
-
-    def other_abstract_syntax(self, uid: str) -> SupportedAbstractSyntax | None:
-        """Storage SOP classes that nobody listed, where `store` was given for any."""
-        if self._store is None or not _may_be_storage(uid):
-            return None
-        return SupportedAbstractSyntax(self._store_syntaxes)
+    def support_for(self, abstract_syntax: str) -> SupportedAbstractSyntax | None:
+        """The transfer syntaxes and roles for a SOP class; None when nobody performs or wants it."""
+        scp, scu = self._as_scp.get(abstract_syntax), self._as_scu.get(abstract_syntax)
+        if is_storage_sop_class(abstract_syntax):
+            scp, scu = scp or self._other_storage_as_scp, scu or self._other_storage_as_scu
+        if scp is None or scu is None:
+            return scp or scu
+        return replace(scp, scu=True)
 
     def open_sink(self, request: StoreRequest) -> Sink:
-        """The sink for one C-STORE; raises DimseError where none was registered."""
-        open_sink = self._store_by_class.get(request.command.affected_sop_class_uid, self._store)
-        if open_sink is None:
-            # Lenient: the command's SOP class differs from the context's, which was accepted for storage.
-            open_sink = self._store_by_class.get(request.context.abstract_syntax)
+        """The sink for one C-STORE; raises DimseError where none was registered.
+
+        Lenient: the command may name another SOP class than its context, when both are for storage.
+        """
+        of_command, of_context = request.affected_sop_class_uid, request.context.abstract_syntax
+        open_sink = self._opener(of_context)
+        if of_command != of_context and open_sink is not None:
+            logger.info(
+                "association %d: C-STORE of %r on a context for %s",
+                request.association.number,
+                of_command,
+                of_context,
+            )
+            open_sink = self._opener(of_command) or open_sink
         if open_sink is None:
             raise DimseError(Status.SOP_CLASS_NOT_SUPPORTED, "SOP class not supported for storage")
         return open_sink(request)
+
+    def _opener(self, sop_class: str) -> Callable[[StoreRequest], Sink] | None:
+        found = self._store_by_class.get(sop_class)
+        if found is None and sop_class not in self._as_scp and is_storage_sop_class(sop_class):
+            return self._store
+        return found
 
     def handler(self, request: Message, context: PresentationContext) -> Handler | None:
         """The handler for a request, by its SOP class or that of its context."""
@@ -160,7 +177,14 @@ class Services:
 
     def association_ended(self, association: Association, error: AssociationError | None) -> None:
         for callback in self._on_ended:
-            callback(association, error)
+            try:
+                callback(association, error)
+            except Exception:  # the others are to be told as well
+                logger.exception("association %d: a callback for its end failed", association.number)
+
+
+def _set(uids: Iterable[str] | None) -> frozenset[str] | None:
+    return None if uids is None else frozenset(uids)
 
 
 class Server:
@@ -192,8 +216,8 @@ class Server:
         """
         policy = replace(
             policy or AcceptorPolicy(),
-            abstract_syntaxes=services.abstract_syntaxes,
-            other_abstract_syntaxes=services.other_abstract_syntax,
+            abstract_syntaxes={},
+            other_abstract_syntaxes=services.support_for,
         )
         self._hosted.append((policy, services))
 

@@ -12,15 +12,17 @@ operations window.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harmony import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from harmony.dimse.command import CEchoRQ, CStoreRQ, Message
-from harmony.dimse.exchange import Exchange, Invocation, Response
+from harmony.dimse.exchange import Exchange
+from harmony.dimse.invocation import Invocation, Response
 from harmony.dimse.part10 import FileMeta, read_file_meta, read_file_meta_from
 from harmony.dimse.scp import Services
 from harmony.dimse.sop_class import (
@@ -31,7 +33,8 @@ from harmony.dimse.sop_class import (
 )
 from harmony.dimse.source import BytesSource, DataSource, FileSource, StreamSource
 from harmony.dimse.status import DimseError, Outcome, StatusClass
-from harmony.ul.association import Association, Timeouts
+from harmony.ul import Timeouts
+from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError, DeadlineExceeded
 from harmony.ul.items import (
     AsynchronousOperationsWindow,
@@ -111,8 +114,7 @@ class SCU:
 
     async def echo(self) -> Outcome:
         """C-ECHO. Raises DimseError for a failure status, AssociationError when the association ends."""
-        response = await self._ask(CEchoRQ, self.context_for(VERIFICATION))
-        return _outcome(response)
+        return _outcome(await _final(await self.invoke(CEchoRQ, self.context_for(VERIFICATION))))
 
     async def store(
         self,
@@ -155,16 +157,21 @@ class SCU:
         finally:
             if not isinstance(source, StreamSource):
                 source.close()
-        return _outcome(await invocation.final())
+            elif isinstance(source.chunks, AsyncGenerator):
+                await source.chunks.aclose()
+        return _outcome(await _final(invocation))
 
     async def invoke(
-        self, make_request: type[Message], context: PresentationContext, data: bytes | None = None
+        self,
+        make_request: Callable[[int], Message],
+        context: PresentationContext,
+        data: bytes | None = None,
     ) -> Invocation:
-        """Any other service: make_request(message_id) on a context, with an encoded data set."""
-        return await self.exchange.invoke(make_request, context, data, response_s=self._response_s)
+        """Any other service: make_request(message_id) on a context, with an encoded data set.
 
-    async def _ask(self, make_request: type[Message], context: PresentationContext) -> Response:
-        return await (await self.invoke(make_request, context)).final()
+        Iterate over the Invocation to its end, or `abandon` it.
+        """
+        return await self.exchange.invoke(make_request, context, data, response_s=self._response_s)
 
     def _store_context(self, instance: Instance) -> PresentationContext:
         context = self._store_contexts.get((instance.sop_class_uid, instance.transfer_syntax_uid))
@@ -206,6 +213,14 @@ def _instance(what: str | Path | bytes | bytearray | memoryview | Instance) -> I
 def _name(transfer_syntax: str) -> str:
     name = TRANSFER_SYNTAXES.get(transfer_syntax)
     return f"{transfer_syntax} ({name})" if name else transfer_syntax
+
+
+async def _final(invocation: Invocation) -> Response:
+    try:
+        return await invocation.final()
+    except asyncio.CancelledError:
+        invocation.abandon()
+        raise
 
 
 def _outcome(response: Response) -> Outcome:

@@ -4,8 +4,8 @@ A sink takes fragments as views of the receive buffer, valid until `write` retur
 way to it. A sink that cannot keep up copies into its own bounded buffer and holds the association's reading:
 `AsyncSink` does that for a coroutine that consumes an async iterator.
 
-`ExistingFileError` and the like do not exist here: where files go and what happens to duplicates is the
-archive's business.
+Where files go and what happens to duplicates is the archive's business. `Drain` and `Collector` are the
+exchange's own, for everything that is not an instance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from typing import Protocol
 
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
 
-__all__ = ["AsyncSink", "BytesSink", "DataStream", "Flow", "Sink"]
+__all__ = ["AsyncSink", "BytesSink", "Collector", "DataStream", "Drain", "Flow", "Sink"]
+
+CHUNK_OVERHEAD = 64
+"""What a waiting chunk counts besides its bytes, so that a peer that sends fragments of two bytes is held too."""
+
+COLLECTED_DATA_LIMIT = 1 << 20
+"""Longest data set that is collected in memory: identifiers and attribute lists, never instances."""
 
 
 class Sink(Protocol):
@@ -71,8 +77,7 @@ class BytesSink:
 class DataStream:
     """The data set as an async iterator of bytes, for the consumer of an AsyncSink.
 
-    Iteration ends with the data set; it raises asyncio.CancelledError's cause, the association's end, never
-    silently.
+    Iteration ends with the data set, never before: when the association ends first, the consumer is cancelled.
     """
 
     def __init__(self, flow: Flow, maximum_bytes: int) -> None:
@@ -87,7 +92,7 @@ class DataStream:
     def put(self, fragment: memoryview) -> None:
         """Copy a fragment in; hold the sender when more than the limit waits."""
         self._chunks.append(bytes(fragment))
-        self._size += len(fragment)
+        self._size += len(fragment) + CHUNK_OVERHEAD
         if self._size > self._maximum_bytes and not self._held:
             self._held = True
             self._flow.hold_reading()
@@ -118,7 +123,7 @@ class DataStream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         chunk = self._chunks.popleft()
-        self._size -= len(chunk)
+        self._size -= len(chunk) + CHUNK_OVERHEAD
         if self._held and self._size <= self._maximum_bytes // 2:
             self.let_go()
         return chunk
@@ -142,12 +147,15 @@ class AsyncSink:
     ) -> None:
         self._stream = DataStream(flow, maximum_buffered_bytes)
         self._task: asyncio.Task[Outcome] = asyncio.ensure_future(self._run(consume))
+        self._task.add_done_callback(self._ended)
 
     async def _run(self, consume: Callable[[DataStream], Awaitable[Outcome | None]]) -> Outcome:
-        try:
-            return await consume(self._stream) or SUCCESS_OUTCOME
-        finally:
-            self._stream.let_go()
+        return await consume(self._stream) or SUCCESS_OUTCOME
+
+    def _ended(self, task: asyncio.Task[Outcome]) -> None:
+        self._stream.let_go()
+        if not task.cancelled():
+            task.exception()  # counts as seen: it is the answer, if anybody still waits for one
 
     def write(self, fragment: memoryview) -> None:
         if not self._task.done():
@@ -159,3 +167,40 @@ class AsyncSink:
 
     def abort(self) -> None:
         self._task.cancel()
+
+
+class Drain:
+    """The sink for what is not wanted: a message whose answer is already known, or one that nobody
+    performs."""
+
+    def write(self, fragment: memoryview) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+DRAIN = Drain()
+
+
+class Collector:
+    """Collects the data set of a request or response that is handled whole.
+
+    then: called with it, or with None when it is longer than COLLECTED_DATA_LIMIT.
+    """
+
+    def __init__(self, then: Callable[[bytes | None], None]) -> None:
+        self._then = then
+        self._data: bytearray | None = bytearray()
+
+    def write(self, fragment: memoryview) -> None:
+        if self._data is not None:
+            self._data += fragment
+            if len(self._data) > COLLECTED_DATA_LIMIT:
+                self._data = None
+
+    def complete(self) -> None:
+        self._then(None if self._data is None else bytes(self._data))
+
+    def abort(self) -> None:
+        self._data = None

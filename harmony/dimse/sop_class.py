@@ -351,3 +351,18 @@ STORAGE_SOP_CLASSES: Final[dict[str, str]] = {
     _STORAGE_ROOT + suffix: name for suffix, name in _STORAGE_NAMES.items()
 }
 """UID to name, in the order of the UIDs: clinical ones, then those of no patient, then retired ones."""
+
+_DICOM_ROOT = "1.2.840.10008."
+_STORAGE_ROOTS = ("1.2.840.10008.5.1.4.1.1.", "1.2.840.10008.5.1.4.34.7")
+"""Where PS3.6 registers storage SOP classes; a future one is recognized by its root."""
+_NOT_STORAGE = ("1.2.840.10008.5.1.4.1.1.200.", "1.2.840.10008.5.1.4.1.1.201.")
+"""Under the same root, but query/retrieve of protocols and inventories; their storage classes are listed by name."""
+
+
+def is_storage_sop_class(uid: str) -> bool:
+    """True for storage SOP classes: those of PS3.6, future ones under the same root, and anything private."""
+    if uid in STORAGE_SOP_CLASSES:
+        return True
+    if uid.startswith(_DICOM_ROOT):
+        return uid.startswith(_STORAGE_ROOTS) and not uid.startswith(_NOT_STORAGE)
+    return True

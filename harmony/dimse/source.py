@@ -34,7 +34,7 @@ class BytesSource:
     """A data set in memory; the buffer is read, not copied, and must not change until the send is over."""
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self._data = memoryview(data)
+        self._data = memoryview(data).cast("B")
         self._position = 0
         self.size_bytes = len(self._data)
 
