@@ -6,7 +6,8 @@ Most programs want `harmony.dimse` instead.
 """
 
 from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier
-from harmony.ul.association import Association, AssociationUser, Timeouts
+from harmony.ul.association import Association, AssociationUser
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import (
     AssociationAborted,
     AssociationError,

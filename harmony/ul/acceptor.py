@@ -19,10 +19,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
 
-from harmony.ul.association import Association, AssociationUser, Timeouts, format_address
+from harmony.ul.association import Association, AssociationUser
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
 from harmony.ul.pdu import AssociateRJ, AssociateRQ
+from harmony.ul.transport import format_address
 from harmony.ul.upper_layer import Role, SizeLimits
 
 __all__ = ["Acceptor", "AcceptorLimits", "IdentityVerifier"]

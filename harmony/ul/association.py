@@ -19,12 +19,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import socket
-import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from harmony.ul.deadlines import Deadlines, Timeouts, after
 from harmony.ul.errors import (
     AssociationAborted,
     AssociationError,
@@ -35,6 +33,13 @@ from harmony.ul.errors import (
 from harmony.ul.negotiation import Negotiated, result_of
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ, describe_rejection
 from harmony.ul.state import State
+from harmony.ul.transport import (
+    BorrowedSocket,
+    acknowledge_quickly,
+    adopt_socket,
+    format_address,
+    receive_buffer,
+)
 from harmony.ul.upper_layer import (
     AbortIndication,
     AssociateConfirmation,
@@ -47,47 +52,14 @@ from harmony.ul.upper_layer import (
     UpperLayer,
 )
 
-__all__ = ["Association", "AssociationUser", "Timeouts"]
+__all__ = ["Association", "AssociationUser"]
 
 logger = logging.getLogger("harmony.ul")
-
-RECEIVE_BUFFER_BYTES = 256 * 1024
-"""One read takes at most this much: few system calls, and the bytes are still in the CPU's cache when
-consumed."""
 
 CLOSE_LINGER_S = 2.0
 """How long the last bytes may take to leave after the transport is told to close; then it is cut."""
 
-KEEP_ALIVE_IDLE_S = 60
-"""TCP keep-alive finds peers that vanished behind a firewall while an association is open but silent."""
-
-TCP_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
-
 _numbers = itertools.count(1)
-_thread = threading.local()
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Deadlines in seconds for each phase of an association; None switches one off."""
-
-    connect_s: float | None = 15.0
-    """Name resolution, TCP connect and TLS handshake together."""
-    associate_s: float | None = 30.0
-    """Requestor: from A-ASSOCIATE-RQ to the answer. Acceptor: for the user identity verifier's decision."""
-    artim_s: float = 30.0
-    """ARTIM, PS3.8 §9.1.5: from TCP accept to a complete A-ASSOCIATE-RQ, and for the peer's close at the
-    end."""
-    pdu_s: float | None = 60.0
-    """A PDU once begun, and the next PDU of a message once begun. A trickle of bytes does not extend it."""
-    write_s: float | None = 60.0
-    """For the peer to take everything that was written."""
-    idle_s: float | None = 600.0
-    """Without any operation: the association is then released."""
-    release_s: float | None = 10.0
-    """From A-RELEASE-RQ to A-RELEASE-RP."""
-    tls_handshake_s: float = 15.0
-    """Acceptor: for the TLS handshake, before the association's own timers begin."""
 
 
 class AssociationUser(Protocol):
@@ -115,19 +87,6 @@ class AssociationUser(Protocol):
 
     def ended(self, error: AssociationError | None) -> None:
         """The association is over: None after a release, else why. Called once, and last."""
-
-
-@dataclass(slots=True)
-class _Deadlines:
-    """Which application timers run (PS3.8 leaves these to the implementation), as times of the loop's
-    clock."""
-
-    associate: float | None = None
-    pdu: float | None = None
-    write: float | None = None
-    release: float | None = None
-    close: float | None = None
-    idle_since: float = field(default=0.0)
 
 
 class Association(asyncio.BufferedProtocol):
@@ -165,8 +124,8 @@ class Association(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._core = UpperLayer(role, self, artim_timeout_s=timeouts.artim_s, limits=limits)
         self._transport: asyncio.Transport | None = None
-        self._socket: _BorrowedSocket | None = None
-        self._deadlines = _Deadlines()
+        self._socket: BorrowedSocket | None = None
+        self._deadlines = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._pdus_seen = 0
         self._holds = 0
@@ -179,7 +138,7 @@ class Association(asyncio.BufferedProtocol):
         self._is_ended = False
         self._release_indicated = False
         self._closed = asyncio.Event()
-        self._buffer = _receive_buffer(self._loop)
+        self._buffer = receive_buffer(self._loop)
         if request is not None:
             self._core.associate(request, now=self._loop.time())
 
@@ -351,11 +310,11 @@ class Association(asyncio.BufferedProtocol):
         secured = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=1 if secured else 0, low=0)
         self.peer_address = format_address(transport)
-        self._adopt_socket(transport)
+        self._socket = adopt_socket(transport)
         now = self._loop.time()
         self._deadlines.idle_since = now
         if self.role is Role.REQUESTOR:
-            self._deadlines.associate = _after(now, self._timeouts.associate_s)
+            self._deadlines.associate = after(now, self._timeouts.associate_s)
         self._core.transport_connected(now=now)
         self._flush()
         self._schedule(now)
@@ -368,17 +327,19 @@ class Association(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         now = self._loop.time()
         core = self._core
-        core.receive(self._buffer[:nbytes], now=now)
+        try:
+            core.receive(self._buffer[:nbytes], now=now)
+        except Exception:
+            logger.exception("association %d: its user failed", self.number)
+            self.abort(AssociationAborted("aborted by us: an internal error", by_peer=False))
+            return
         self._deadlines.idle_since = now
         if core.close_requested or core.has_outgoing():
             self._flush()
         if core.mid_pdu or self.user.receiving:
             self._watch_reading(now)
             if self._socket is not None:
-                # Storage SCUs that leave Nagle's algorithm on split their writes and wait for this ACK; the
-                # option is not sticky. Without it DCMTK's storescu sends 11-23 objects/s.
-                with contextlib.suppress(OSError):
-                    self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)  # type: ignore[arg-type]
+                acknowledge_quickly(self._socket)
         else:
             self._deadlines.pdu = None
 
@@ -405,7 +366,7 @@ class Association(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         self._write_blocked = True
         now = self._loop.time()
-        self._deadlines.write = _after(now, self._timeouts.write_s)
+        self._deadlines.write = after(now, self._timeouts.write_s)
         self._schedule(now)
 
     def resume_writing(self) -> None:
@@ -480,7 +441,7 @@ class Association(asyncio.BufferedProtocol):
                 None  # closing after A-RELEASE-RQ, or in answer to one, is as good as the rest of the release
             )
         self.error = error
-        self._deadlines = _Deadlines(close=self._deadlines.close)
+        self._deadlines = Deadlines(close=self._deadlines.close)
         if self._is_established:
             logger.info("association %d ended: %s", self.number, error or "released")
         elif isinstance(error, ConnectionLost):
@@ -502,7 +463,7 @@ class Association(asyncio.BufferedProtocol):
     def _begin_release(self) -> None:
         now = self._loop.time()
         self._core.release(now=now)
-        self._deadlines.release = _after(now, self._timeouts.release_s)
+        self._deadlines.release = after(now, self._timeouts.release_s)
         self._flush()
         self._schedule(now)
 
@@ -553,19 +514,6 @@ class Association(asyncio.BufferedProtocol):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _adopt_socket(self, transport: asyncio.Transport) -> None:
-        """Keep-alive on; and a socket object over the transport's descriptor, to re-arm TCP_QUICKACK
-        cheaply."""
-        sock = transport.get_extra_info("socket")
-        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_KEEPIDLE"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
-        if TCP_QUICKACK is not None:
-            self._socket = _BorrowedSocket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
-
     # Deadlines: one timer, set for the earliest that runs or could begin to run ----
 
     def _watch_reading(self, now: float) -> None:
@@ -573,27 +521,11 @@ class Association(asyncio.BufferedProtocol):
         begun = self._core.pdus_begun
         if begun != self._pdus_seen or self._deadlines.pdu is None:
             self._pdus_seen = begun
-            self._deadlines.pdu = _after(now, self._timeouts.pdu_s)
+            self._deadlines.pdu = after(now, self._timeouts.pdu_s)
 
     def _schedule(self, now: float) -> None:
-        """Have `_on_timer` called no later than the earliest deadline, those included that may begin before
-        then."""
-        soonest = now + 3600.0
-        timeouts = self._timeouts
-        deadlines = self._deadlines
-        for timeout in (timeouts.pdu_s, timeouts.write_s, timeouts.idle_s):
-            if timeout is not None and now + timeout < soonest:
-                soonest = now + timeout
-        for deadline in (
-            self._core.deadline,
-            deadlines.associate,
-            deadlines.pdu,
-            deadlines.write,
-            deadlines.release,
-            deadlines.close,
-        ):
-            if deadline is not None and deadline < soonest:
-                soonest = deadline
+        """Have `_on_timer` called no later than the earliest deadline, those included that may begin before then."""
+        soonest = self._deadlines.soonest(now, self._timeouts, artim=self._core.deadline)
         if self._timer is not None:
             if self._timer.when() <= soonest:
                 return
@@ -623,17 +555,11 @@ class Association(asyncio.BufferedProtocol):
             self._schedule(now)
 
     def _check_application_timers(self, now: float) -> None:
-        deadlines, timeouts = self._deadlines, self._timeouts
-        for phase, deadline, timeout in (
-            ("the association request", deadlines.associate, timeouts.associate_s),
-            ("reading a PDU", None if self._holds else deadlines.pdu, timeouts.pdu_s),
-            ("writing to the peer", deadlines.write, timeouts.write_s),
-            ("the release", deadlines.release, timeouts.release_s),
-        ):
-            if deadline is not None and timeout is not None and now >= deadline:
-                self.abort(DeadlineExceeded(phase, timeout))
-                return
-        idle_s = timeouts.idle_s
+        expired = self._deadlines.expired(now, self._timeouts, reading_held=self._holds > 0)
+        if expired is not None:
+            self.abort(expired)
+            return
+        deadlines, idle_s = self._deadlines, self._timeouts.idle_s
         if idle_s is not None and self.is_open and self._core.state is State.STA6:
             if self.user.busy():
                 deadlines.idle_since = now
@@ -642,37 +568,7 @@ class Association(asyncio.BufferedProtocol):
                 self._begin_release()
 
 
-class _BorrowedSocket(socket.socket):
-    """A socket object over a descriptor that belongs to a transport; it never closes it."""
-
-    def __del__(self) -> None:
-        self.detach()
-
-
-def format_address(transport: asyncio.Transport) -> str:
-    """The peer's address for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
-    address = transport.get_extra_info("peername")
-    if isinstance(address, tuple) and len(address) >= 2:
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"{host}:{address[1]}"
-    return str(address or "?")
-
-
-def _after(now: float, timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else now + timeout_s
-
-
 def _retrieve(future: asyncio.Future[Negotiated]) -> None:
     """Acceptors wait for `established` nowhere: its exception counts as seen."""
     if not future.cancelled():
         future.exception()
-
-
-def _receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
-    proactor = getattr(asyncio, "ProactorEventLoop", None)
-    if proactor is not None and isinstance(loop, proactor):
-        return memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-    buffer: memoryview | None = getattr(_thread, "receive_buffer", None)
-    if buffer is None:
-        buffer = _thread.receive_buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-    return buffer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-from harmony.ul.association import Association, AssociationUser, Timeouts
+from harmony.ul.association import Association, AssociationUser
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationError, ConnectFailed, DeadlineExceeded
 from harmony.ul.pdu import AssociateRQ
 from harmony.ul.upper_layer import Role, SizeLimits

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from harmony.ul.acceptor import Acceptor, AcceptorLimits
-from harmony.ul.association import Timeouts
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationAborted, ConnectionLost, DeadlineExceeded
 from harmony.ul.negotiation import AcceptorPolicy, SupportedAbstractSyntax
 from harmony.ul.upper_layer import SizeLimits

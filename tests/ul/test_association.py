@@ -11,7 +11,8 @@ import socket
 
 import pytest
 
-from harmony.ul.association import RECEIVE_BUFFER_BYTES, Association, Timeouts
+from harmony.ul.association import Association
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import (
     AssociationAborted,
     ConnectionLost,
@@ -19,6 +20,7 @@ from harmony.ul.errors import (
     LocalProtocolError,
     RemoteProtocolError,
 )
+from harmony.ul.transport import RECEIVE_BUFFER_BYTES
 from harmony.ul.upper_layer import Role
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -36,6 +38,22 @@ async def test_p_data_both_ways(pair, make_user, wire):
     await peer.send(wire.p_data(b"in") + wire.p_data(b"", control=2))
     await user.until(lambda: user.data == b"in")
     assert not association.write_blocked
+
+
+async def test_a_user_that_fails_aborts_its_own_association(pair, make_user, wire, caplog):
+    def fail(association):
+        raise RuntimeError("a defect")
+
+    user = make_user(on_p_data=fail)
+    association, peer = await pair(user=user)
+    await peer.send(wire.p_data(b"in"))
+    assert await peer.receive_pdu() == wire.ABORT
+    peer.close()
+    await association.wait_closed()
+    (error,) = user.ends
+    assert isinstance(error, AssociationAborted)
+    assert not error.by_peer
+    assert "its user failed" in caplog.text
 
 
 async def test_an_answer_with_data_in_the_same_segment(listener, associate, make_user, wire):

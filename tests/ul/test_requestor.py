@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from harmony.ul.association import Timeouts
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import (
     AssociationAborted,
     AssociationRejected,

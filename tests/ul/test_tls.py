@@ -8,8 +8,9 @@ import ssl
 import pytest
 
 from harmony.ul.acceptor import AcceptorLimits
-from harmony.ul.association import RECEIVE_BUFFER_BYTES, Timeouts
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationAborted, ConnectFailed, ConnectionLost, DeadlineExceeded
+from harmony.ul.transport import RECEIVE_BUFFER_BYTES
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
