@@ -1,0 +1,762 @@
+"""The programs of examples/embedding, run as processes, and the two documents that speak of the library.
+
+Each program runs as a user starts it: a process of its own, with warnings as errors. SCPs take port 0 and say where
+they listen, so nothing here waits for anything but what a program prints or its end.
+"""
+
+import ast
+import asyncio
+import contextlib
+import hashlib
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harmony
+import harmony.dimse
+import harmony.ul
+from harmony.dimse import (
+    SUCCESS_OUTCOME,
+    AsyncSink,
+    BytesSink,
+    CFindRQ,
+    DimseError,
+    Outcome,
+    Server,
+    Services,
+    StoreRequest,
+    associate,
+    encode_file_meta,
+    read_file_meta_from,
+    scu,
+    serve,
+    sop_class,
+)
+from harmony.gateway.options import DicomScpOptions
+from harmony.ul import (
+    AcceptorLimits,
+    AssociationRejected,
+    ConnectFailed,
+    ConnectionLost,
+    SizeLimits,
+    Timeouts,
+    UserIdentityRQ,
+    propose_contexts,
+)
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples" / "embedding"
+NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+EMBEDDING = (ROOT / "docs" / "EMBEDDING.md").read_text()
+CONFORMANCE = (ROOT / "docs" / "CONFORMANCE.md").read_text()
+
+END_TIMEOUT_S = 60.0
+IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+CT = "1.2.840.10008.5.1.4.1.1.2"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """An SCP example at work."""
+
+    port: int
+    folder: Path
+    process: "subprocess.Popen[str]"
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def stop(self) -> str:
+        """End it; what it said on stderr."""
+        self.process.terminate()
+        return self.process.communicate(timeout=END_TIMEOUT_S)[1]
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+
+
+def run(name: str, *arguments: object, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run an example to its end."""
+    done = subprocess.run(
+        command(name, *arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=END_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+async def run_beside(name: str, *arguments: object, status: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run an example to its end while this event loop serves it."""
+    return await asyncio.to_thread(run, name, *arguments, status=status)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
+    """start("x.py", *arguments after host and port) -> Listening, in a folder of its own."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(name: str, *arguments: object) -> Listening:
+        folder = tmp_path / f"scp-{len(running)}"
+        folder.mkdir()
+        process = subprocess.Popen(
+            command(name, "127.0.0.1", 0, *arguments),
+            env=ENVIRONMENT,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        listening = Listening(0, folder, process)
+        said = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)", listening.line())
+        assert said, listening.stop()
+        return Listening(int(said[1]), folder, process)
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def samples(pydicom_files: Sequence[Any]) -> list[Any]:
+    """The smallest sample file of each SOP class and transfer syntax, each instance once."""
+    smallest: dict[tuple[str, str], Any] = {}
+    for sample in pydicom_files:
+        kind = sample.sop_class_uid, sample.transfer_syntax_uid
+        if len(sample.data_set) < len(getattr(smallest.get(kind), "data_set", b"\0" * 100_000)):
+            smallest[kind] = sample
+    unique = {sample.sop_instance_uid: sample for sample in smallest.values()}
+    # Some samples have file meta that names another instance than the data set: what is sent is what the meta says.
+    chosen = [
+        sample
+        for sample in unique.values()
+        if read_file_meta_from(sample.path).media_storage_sop_instance_uid == sample.sop_instance_uid
+    ]
+    assert len(chosen) > 10
+    return chosen
+
+
+def on_the_wire(sample: Any) -> bytes:
+    """The data set as sent: of even length (PS3.5 §7.1.1)."""
+    data: bytes = sample.data_set
+    return data + b"\0" if len(data) % 2 else data
+
+
+def write_file(path: Path, *, sop_class_uid: str, number: int, data: bytes = b"") -> Path:
+    meta = encode_file_meta(
+        transfer_syntax_uid=EXPLICIT,
+        media_storage_sop_class_uid=sop_class_uid,
+        media_storage_sop_instance_uid=f"2.25.{number}",
+    )
+    path.write_bytes(meta + data)
+    return path
+
+
+# The programs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_says_how_to_run_it_with_dcmtk(name: str) -> None:
+    help_text = run(name, "--help").stdout
+    assert f"python examples/embedding/{name} 127.0.0.1 11112" in help_text
+    assert re.search(r"\b(storescu|findscu|storescp)\b", help_text)
+    assert "host" in help_text
+    assert "port" in help_text
+
+
+def test_the_scp_is_fifteen_lines() -> None:
+    """Counted: everything but the docstring, the imports, blank lines and the command line."""
+    source = (EXAMPLES / "scp_in_fifteen_lines.py").read_text()
+    counted: list[str] = []
+    for node in ast.parse(source).body[1:]:
+        if not isinstance(node, ast.Import | ast.ImportFrom | ast.If):
+            counted += source.splitlines()[node.lineno - 1 : node.end_lineno]
+    lines = [line for line in counted if line.strip()]
+    assert 0 < len(lines) <= 15
+
+
+def test_scp_stores_the_folder_that_the_scu_sends(
+    start: Callable[..., Listening], samples: list[Any], tmp_path: Path
+) -> None:
+    places = tmp_path / "sent" / "deeper"
+    places.mkdir(parents=True)
+    (places / "notes.txt").write_text("not DICOM")
+    write_file(places / "DICOMDIR", sop_class_uid="1.2.840.10008.1.3.10", number=1)
+    for index, sample in enumerate(samples):
+        (places / f"{index}.dcm").symlink_to(sample.path)
+    scp = start("scp_in_fifteen_lines.py")
+
+    sent = run("send_folder.py", "127.0.0.1", scp.port, tmp_path / "sent")
+
+    assert scp.stop() == ""
+    assert len(sent.stdout.splitlines()) == len(samples)
+    assert all(line.startswith("0x0000 Success: ") for line in sent.stdout.splitlines())
+    assert sent.stderr.count("passed over") == 2
+    assert f"{len(samples)} of {len(samples)}, 0 failed" in sent.stderr
+    stored = {path.name: path for path in scp.folder.iterdir()}
+    assert set(stored) == {f"{sample.sop_instance_uid}.dcm" for sample in samples}
+    for sample in samples:
+        path = stored[f"{sample.sop_instance_uid}.dcm"]
+        meta = read_file_meta_from(path)
+        assert meta.transfer_syntax_uid == sample.transfer_syntax_uid
+        assert meta.media_storage_sop_class_uid == sample.sop_class_uid
+        assert path.read_bytes()[meta.data_set_offset :] == on_the_wire(sample), sample
+
+
+async def test_scp_names_no_file_outside_its_folder(start: Callable[..., Listening]) -> None:
+    scp = start("scp_in_fifteen_lines.py")
+    contexts = propose_contexts([(CT, [EXPLICIT])])
+    async with associate("127.0.0.1", scp.port, contexts=contexts) as user:
+        outcome = await user.store(harmony.dimse.Instance(CT, "../escaped", EXPLICIT, b"\x08\x00\x16\x00"))
+    assert outcome == SUCCESS_OUTCOME
+    (path,) = scp.folder.iterdir()
+    assert re.fullmatch(r"x-[0-9a-f]{32}\.dcm", path.name)
+    assert not (scp.folder.parent / "escaped.dcm").exists()
+
+
+def test_scp_with_dcmtk(
+    start: Callable[..., Listening], require_peer: Callable[[str], str], samples: list[Any]
+) -> None:
+    echoscu, storescu = require_peer("echoscu"), require_peer("storescu")
+    sample = next(sample for sample in samples if sample.transfer_syntax_uid == EXPLICIT)
+    scp = start("scp_in_fifteen_lines.py")
+    for arguments in ([echoscu], [storescu, "-R"]):
+        tail = [sample.path] if arguments[0] == storescu else []
+        subprocess.run(
+            [*arguments, "127.0.0.1", str(scp.port), *tail],
+            check=True,
+            capture_output=True,
+            timeout=END_TIMEOUT_S,
+        )
+    (path,) = scp.folder.iterdir()
+    assert path.name == f"{sample.sop_instance_uid}.dcm"
+
+
+async def test_scu_takes_a_second_association_beyond_128_contexts(tmp_path: Path) -> None:
+    for number in range(130):
+        write_file(tmp_path / f"{number}.dcm", sop_class_uid=f"2.25.1.{number}", number=number)
+    associations: list[object] = []
+    received: set[str] = set()
+
+    def keep(request: StoreRequest) -> BytesSink:
+        received.add(request.affected_sop_instance_uid)
+        return BytesSink(lambda _: SUCCESS_OUTCOME)
+
+    services = Services()
+    services.store(keep)
+    services.on_association(established=associations.append)
+    async with serve(services, ae_title="ARCHIVE", port=0) as server:
+        await run_beside("send_folder.py", "127.0.0.1", server.port, tmp_path, "--called", "ARCHIVE")
+    assert received == {f"2.25.{number}" for number in range(130)}
+    assert len(associations) == 2
+
+
+async def test_scu_reports_each_refused_file_and_goes_on(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        write_file(tmp_path / f"{number}.dcm", sop_class_uid=CT, number=number)
+    write_file(tmp_path / "4.dcm", sop_class_uid="2.25.99", number=4)
+
+    def open_sink(request: StoreRequest) -> BytesSink:
+        if request.affected_sop_instance_uid == "2.25.2":
+            raise DimseError(0xA700, "full")
+        warning = request.affected_sop_instance_uid == "2.25.3"
+        return BytesSink(lambda _: Outcome(0xB000, "as it were") if warning else SUCCESS_OUTCOME)
+
+    services = Services()
+    services.store(open_sink, sop_classes=[CT])
+    async with serve(services, port=0) as server:
+        done = await run_beside("send_folder.py", "127.0.0.1", server.port, tmp_path, status=1)
+    said = dict(reversed(line.rsplit(": ", 1)) for line in done.stdout.splitlines())
+    assert said[str(tmp_path / "1.dcm")] == "0x0000 Success"
+    assert said[str(tmp_path / "2.dcm")].startswith("0xA700")
+    assert said[str(tmp_path / "3.dcm")].startswith("0xB000")
+    assert said[str(tmp_path / "4.dcm")].startswith("not sent, no presentation context for 2.25.99")
+    assert "4 of 4, 2 failed" in done.stderr
+
+
+async def test_scu_reports_the_rest_when_the_association_is_lost(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        write_file(tmp_path / f"{number}.dcm", sop_class_uid=CT, number=number)
+
+    def open_sink(request: StoreRequest) -> BytesSink:
+        if request.affected_sop_instance_uid == "2.25.2":
+            request.association.abort()
+        return BytesSink(lambda _: SUCCESS_OUTCOME)
+
+    services = Services()
+    services.store(open_sink)
+    async with serve(services, port=0) as server:
+        done = await run_beside("send_folder.py", "127.0.0.1", server.port, tmp_path, status=1)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("0x0000 Success")
+    assert [line.startswith("not sent, aborted by the peer") for line in lines[1:]] == [True, True]
+
+
+def test_scu_without_a_peer_or_without_files(free_port: int, tmp_path: Path) -> None:
+    run("send_folder.py", "127.0.0.1", free_port, tmp_path, status=2)
+    write_file(tmp_path / "1.dcm", sop_class_uid=CT, number=1)
+    done = run("send_folder.py", "127.0.0.1", free_port, tmp_path, status=1)
+    assert done.stdout.startswith("not sent, cannot connect to 127.0.0.1:")
+
+
+def test_hashing_sink_prints_the_hash_of_the_data_set(
+    start: Callable[..., Listening], samples: list[Any]
+) -> None:
+    scp = start("hashing_sink.py")
+    run("send_folder.py", "127.0.0.1", scp.port, *(sample.path for sample in samples[:3]))
+    expected = {
+        f"{hashlib.sha256(on_the_wire(sample)).hexdigest()}  {sample.sop_instance_uid}"
+        for sample in samples[:3]
+    }
+    assert {scp.line() for _ in range(3)} == expected
+    assert scp.stop() == ""
+
+
+def test_async_sink_pipes_the_data_set_into_a_command(
+    start: Callable[..., Listening], tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * 20_000  # five times what may wait in memory
+    path = write_file(tmp_path / "large.dcm", sop_class_uid=CT, number=7, data=data)
+    scp = start("async_sink.py", "--", "sh", "-c", 'cat > "$SOP_INSTANCE_UID-$TRANSFER_SYNTAX_UID"')
+    run("send_folder.py", "127.0.0.1", scp.port, path)
+    assert (scp.folder / f"2.25.7-{EXPLICIT}").read_bytes() == data
+    assert scp.stop() == ""
+
+
+def test_async_sink_answers_with_the_status_of_a_command_that_reads_nothing(
+    start: Callable[..., Listening], tmp_path: Path
+) -> None:
+    path = write_file(tmp_path / "large.dcm", sop_class_uid=CT, number=7, data=bytes(5_000_000))
+    scp = start("async_sink.py", "--", "sh", "-c", "exit 3")
+    done = run("send_folder.py", "127.0.0.1", scp.port, path, path, status=1)
+    assert [line[:6] for line in done.stdout.splitlines()] == ["0xC000", "0xC000"]
+    assert "the command exited with status 3" in done.stdout
+    assert scp.stop() == ""
+
+
+async def test_async_sink_ends_its_command_with_the_association(start: Callable[..., Listening]) -> None:
+    scp = start("async_sink.py", "--", "sh", "-c", "exec cat > fifo")
+    fifo = scp.folder / "fifo"
+    os.mkfifo(fifo)
+    associations: list[harmony.ul.Association] = []
+
+    async def half() -> Any:
+        yield bytes(1 << 20)
+        with await asyncio.to_thread(open, fifo, "rb", 0) as reader:  # waits for the command to open its end
+            await asyncio.to_thread(reader.read, 1)
+            associations[0].abort()
+            await asyncio.to_thread(reader.readall)  # ends when the command has
+        yield b""
+
+    async def send_half() -> None:
+        contexts = propose_contexts([(CT, [EXPLICIT])])
+        async with associate("127.0.0.1", scp.port, contexts=contexts) as user:
+            associations.append(user.association)
+            await user.store(harmony.dimse.Instance(CT, "2.25.1", EXPLICIT, half()))
+
+    with pytest.raises(harmony.ul.AssociationAborted):
+        await send_half()
+    assert scp.process.poll() is None
+
+
+async def test_find_scp_answers_with_its_studies(start: Callable[..., Listening]) -> None:
+    scp = start("find_scp.py", "--matches", 2)
+    first = {
+        IMPLICIT: b"\x08\x00\x52\x00\x06\x00\x00\x00STUDY \x10\x00\x10\x00\x10\x00\x00\x00Example^Patient "
+        b"\x10\x00\x20\x00\x04\x00\x00\x00EX1 \x20\x00\x0d\x00\x06\x00\x00\x002.25.1",
+        EXPLICIT: b"\x08\x00\x52\x00CS\x06\x00STUDY \x10\x00\x10\x00PN\x10\x00Example^Patient "
+        b"\x10\x00\x20\x00LO\x04\x00EX1 \x20\x00\x0d\x00UI\x06\x002.25.1",
+        "1.2.840.10008.1.2.2": b"\x00\x08\x00\x52CS\x00\x06STUDY \x00\x10\x00\x10PN\x00\x10Example^Patient "
+        b"\x00\x10\x00\x20LO\x00\x04EX1 \x00\x20\x00\x0dUI\x00\x062.25.1",
+    }
+    for transfer_syntax, identifier in first.items():
+        contexts = propose_contexts([(STUDY_ROOT_FIND, [transfer_syntax])])
+        async with associate("127.0.0.1", scp.port, contexts=contexts) as user:
+            asked = await user.invoke(
+                lambda message_id: CFindRQ(message_id, STUDY_ROOT_FIND),
+                user.context_for(STUDY_ROOT_FIND),
+                b"",
+            )
+            responses = [response async for response in asked]
+        assert [response.status for response in responses] == [0xFF00, 0xFF00, 0x0000]
+        assert responses[0].data_set == identifier
+
+
+async def test_find_scp_stops_when_cancelled(start: Callable[..., Listening]) -> None:
+    scp = start("find_scp.py", "--matches", 10**9)
+    contexts = propose_contexts([(STUDY_ROOT_FIND, [IMPLICIT])])
+    async with associate("127.0.0.1", scp.port, contexts=contexts) as user:
+        asked = await user.invoke(
+            lambda message_id: CFindRQ(message_id, STUDY_ROOT_FIND), user.context_for(STUDY_ROOT_FIND), b""
+        )
+        assert (await anext(asked)).status == 0xFF00
+        await asked.cancel()
+        assert (await asked.final()).status == 0xFE00
+
+
+def test_find_scp_with_dcmtk(start: Callable[..., Listening], require_peer: Callable[[str], str]) -> None:
+    scp = start("find_scp.py", "--matches", 10**9)
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", "PatientID"]
+    done = subprocess.run(
+        [require_peer("findscu"), "-v", "-S", "--cancel", "2", *keys, "127.0.0.1", str(scp.port)],
+        capture_output=True,
+        text=True,
+        timeout=END_TIMEOUT_S,
+        check=True,
+    )
+    assert "(0010,0020) LO [EX1 ]" in done.stdout + done.stderr
+    assert "Received Final Find Response (Cancel" in done.stdout + done.stderr
+
+
+async def test_bare_core_echoes_with_harmony() -> None:
+    async with serve(Services(), ae_title="ARCHIVE", port=0) as server:
+        done = await run_beside("bare_upper_layer.py", "127.0.0.1", server.port, "--called", "ARCHIVE")
+        assert done.stdout == "0x0000 Success\n"
+        done = await run_beside("bare_upper_layer.py", "127.0.0.1", server.port, status=1)
+    assert "called-AE-title-not-recognized" in done.stderr
+
+
+async def test_bare_core_says_that_verification_is_not_accepted() -> None:
+    services = Services()
+    services.no_echo()
+    services.store(lambda _: BytesSink(lambda _: SUCCESS_OUTCOME), sop_classes=[CT])
+    async with serve(services, port=0) as server:
+        done = await run_beside("bare_upper_layer.py", "127.0.0.1", server.port, status=1)
+    assert "1.2.840.10008.1.1: abstract-syntax-not-supported" in done.stderr
+
+
+def test_bare_core_without_a_peer(free_port: int) -> None:
+    assert "refused" in run("bare_upper_layer.py", "127.0.0.1", free_port, status=1).stderr
+
+
+def test_bare_core_and_folder_with_dcmtk(
+    require_peer: Callable[[str], str], free_port: int, samples: list[Any], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [require_peer("storescp"), "-v", "+B", "+xa", "-od", str(tmp_path), str(free_port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until_it_listens(free_port, process)
+        assert run("bare_upper_layer.py", "127.0.0.1", free_port).stdout == "0x0000 Success\n"
+        paths = [
+            sample.path
+            for sample in samples
+            if sample.sop_class_uid.startswith("1.2.840.10008.5.1.4.1.1.")
+            and sample.transfer_syntax_uid in (IMPLICIT, EXPLICIT)
+        ]
+        done = run("send_folder.py", "127.0.0.1", free_port, *paths[:3])
+        assert done.stdout.count("0x0000 Success") == 3
+        assert len(list(tmp_path.iterdir())) == 3
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_it_listens(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """DCMTK says nothing when it listens: connect until it does, or has ended."""
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"storescp ended with status {process.wait(0.02)}")
+
+
+# docs/EMBEDDING.md ----------------------------------------------------------------------------------------------
+
+BLOCKS = re.findall(
+    r"^(?:\[`examples/embedding/(\S+)`\]\(\S+\):\n\n)?```python\n(.*?)^```", EMBEDDING, re.M | re.S
+)
+SNIPPETS = [code for name, code in BLOCKS if not name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_document_holds_the_program_as_it_is(name: str) -> None:
+    blocks = [code for found, code in BLOCKS if found == name]
+    assert blocks == [(EXAMPLES / name).read_text()]
+
+
+def snippet(name: str) -> dict[str, Any]:
+    """What the code block that defines `name` defines."""
+    (code,) = [code for code in SNIPPETS if re.search(rf"^(?:async )?def {name}\(", code, re.M)]
+    namespace: dict[str, Any] = {}
+    exec(compile(code, f"docs/EMBEDDING.md, {name}", "exec"), namespace)
+    return namespace
+
+
+def test_every_other_code_block_is_run_by_a_test() -> None:
+    tested = "store_eight_at_a_time", "scp_context", "verify"
+    assert len(SNIPPETS) == len(tested)
+    for name in tested:
+        assert callable(snippet(name)[name])
+
+
+async def test_the_operations_window_snippet(tmp_path: Path) -> None:
+    paths = [write_file(tmp_path / f"{number}.dcm", sop_class_uid=CT, number=number) for number in range(20)]
+    everyone_is_here = asyncio.Event()
+    together: set[str] = set()
+
+    async def answer_when_eight_have_come(request: StoreRequest) -> Outcome:
+        together.add(request.affected_sop_instance_uid)
+        if len(together) == 8:
+            everyone_is_here.set()
+        await everyone_is_here.wait()  # for ever, if they came one at a time
+        return SUCCESS_OUTCOME
+
+    services = Services()
+    services.store(lambda request: BytesSink(lambda _: answer_when_eight_have_come(request)))
+    async with serve(services, port=0, maximum_operations=8) as server:
+        store = snippet("store_eight_at_a_time")["store_eight_at_a_time"]
+        outcomes = await store("127.0.0.1", server.port, paths)
+    assert outcomes == [SUCCESS_OUTCOME] * 20
+
+
+@pytest.fixture
+def certificate(require_peer: Callable[[str], str], tmp_path: Path) -> tuple[str, str]:
+    """Files with a self-signed certificate for localhost and its key."""
+    paths = str(tmp_path / "certificate.pem"), str(tmp_path / "key.pem")
+    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-out", paths[0], "-keyout", paths[1]]
+    subprocess.run([require_peer("openssl"), *options.split(), *names], check=True, capture_output=True)
+    return paths
+
+
+async def test_the_tls_snippet(certificate: tuple[str, str]) -> None:
+    make = snippet("scp_context")
+    theirs: ssl.SSLContext = make["scp_context"](*certificate, certificate[0])
+    ours: ssl.SSLContext = make["scu_context"](*certificate, certificate[0])
+    without_certificate = ssl.create_default_context(cafile=certificate[0])
+    async with serve(Services(), port=0, ssl_context=theirs) as server:
+        address = "127.0.0.1", server.port
+        async with associate(*address, ssl_context=ours, server_hostname="localhost") as user:
+            assert await user.echo() == SUCCESS_OUTCOME
+        with pytest.raises((ConnectFailed, ConnectionLost)):
+            async with associate(*address, ssl_context=without_certificate, server_hostname="localhost"):
+                pass
+
+
+IDENTITY = UserIdentityRQ(2, b"modality-7", b"correct horse", positive_response_requested=True)
+
+
+async def test_the_user_identity_snippet_accepts_the_passcode() -> None:
+    async with (
+        serve(Services(), port=0, verify_identity=snippet("verify")["verify"]) as server,
+        associate("127.0.0.1", server.port, user_identity=IDENTITY) as user,
+    ):
+        assert user.association.agreed.peer.user_identity_ac is not None
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        None,
+        replace(IDENTITY, secondary_field=b"battery staple"),
+        replace(IDENTITY, secondary_field=b""),
+        replace(IDENTITY, primary_field=b"nobody", secondary_field=b""),
+        replace(IDENTITY, user_identity_type=1),
+    ],
+)
+async def test_the_user_identity_snippet_refuses(identity: UserIdentityRQ | None) -> None:
+    async with serve(Services(), port=0, verify_identity=snippet("verify")["verify"]) as server:
+        with pytest.raises(AssociationRejected) as refusal:
+            async with associate("127.0.0.1", server.port, user_identity=identity):
+                pass
+    assert (refusal.value.result, refusal.value.source, refusal.value.reason) == (1, 2, 1)
+
+
+def section(document: str, title: str) -> str:
+    """The text under a heading, up to the next one of any level."""
+    found = re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^##|\Z)", document, re.M | re.S)
+    assert found, title
+    return found[1]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The tables of a text: the cells of each row by its first one, without backquotes."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found[cells[0].replace("`", "")] = cells[1:]
+    return found
+
+
+def test_the_table_of_deadlines_has_the_defaults() -> None:
+    table = rows(section(EMBEDDING, "Deadlines"))
+    documented = {name: float(cells[0]) for name, cells in table.items() if name.endswith("_s")}
+    assert documented == {field.name: field.default for field in fields(Timeouts)}
+    assert f"`response_s` of `associate`: {scu.DEFAULT_RESPONSE_S:g} seconds" in section(
+        EMBEDDING, "Deadlines"
+    )
+
+
+def constant(name: str) -> int:
+    """A limit of harmony.dimse: its value is documented, its module is not."""
+    modules = [
+        importlib.import_module(f"harmony.dimse.{module.name}")
+        for module in pkgutil.iter_modules(harmony.dimse.__path__)
+    ]
+    (value,) = {vars(module)[name] for module in modules if name in vars(module)}
+    return int(value)
+
+
+def test_the_table_of_limits_has_the_defaults() -> None:
+    def default_of(function: Any, name: str) -> int:
+        return int(inspect.signature(function).parameters[name].default)
+
+    table = rows(section(EMBEDDING, "Limits"))
+    documented = {name: int(cells[0]) for name, cells in table.items() if cells[0].isdigit()}
+    assert documented == {
+        **{
+            f"{limits.__name__}.{field.name}": field.default
+            for limits in (AcceptorLimits, SizeLimits)
+            for field in fields(limits)
+        },
+        "command set": constant("COMMAND_SET_LIMIT"),
+        "data set of an Operation or a Response": constant("COLLECTED_DATA_LIMIT"),
+        "BytesSink(maximum_bytes=)": default_of(BytesSink, "maximum_bytes"),
+        "AsyncSink(maximum_buffered_bytes=)": default_of(AsyncSink, "maximum_buffered_bytes"),
+        "responses that wait for an Invocation to be iterated": constant("WAITING_RESPONSES_LIMIT"),
+    }
+    text = section(EMBEDDING, "Limits")
+    assert f"({harmony.ul.DEFAULT_MAXIMUM_LENGTH})" in text
+    assert "size_limits" in inspect.signature(Server).parameters
+
+
+PACKAGES = [harmony.ul, harmony.dimse]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_every_public_name_is_in_the_document(package: Any) -> None:
+    names = set(re.findall(r"`(\w+)`", section(EMBEDDING, "The names")))
+    assert not set(package.__all__) - names
+
+
+def test_the_document_lists_no_other_name() -> None:
+    listed = set(re.findall(r"`(\w+)`", section(EMBEDDING, "The names")))
+    assert not listed - {name for package in PACKAGES for name in package.__all__}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_every_public_class_and_function_has_a_docstring_of_its_own(package: Any) -> None:
+    bare = [
+        name
+        for name in package.__all__
+        if (inspect.isclass(thing := getattr(package, name)) or inspect.isfunction(thing))
+        # A dataclass without one gets its signature.
+        and (
+            not (vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__)
+            or str(thing.__doc__).startswith(f"{name}(")
+        )
+    ]
+    assert not bare
+
+
+def test_the_table_of_errors_is_the_hierarchy() -> None:
+    table = rows(section(EMBEDDING, "Errors"))
+    documented = {
+        tuple(re.fullmatch(r"(\w+) \((\w+)\)", cell).groups())  # type: ignore[union-attr]
+        for cell in table
+        if "(" in cell
+    }
+    public = {
+        thing
+        for package in PACKAGES
+        for thing in (getattr(package, name) for name in package.__all__)
+        if inspect.isclass(thing) and issubclass(thing, Exception)
+    }
+    described_in_the_text = {harmony.ul.ULError, harmony.ul.AssociationError}
+    assert documented == {
+        (error.__name__, error.__base__.__name__) for error in public - described_in_the_text
+    }
+
+
+# docs/CONFORMANCE.md --------------------------------------------------------------------------------------------
+
+
+def test_conformance_names_the_implementation() -> None:
+    text = rows(section(CONFORMANCE, "Implementation identification"))
+    assert text["Application context name"] == [f"`{harmony.ul.APPLICATION_CONTEXT_NAME}`"]
+    assert text["Implementation class UID"] == [f"`{harmony.IMPLEMENTATION_CLASS_UID}`"]
+    assert text["Implementation version name"] == [f"`{harmony.IMPLEMENTATION_VERSION_NAME}`"]
+    assert f"Harmony {harmony.__version__}:" in CONFORMANCE
+
+
+def test_conformance_counts_the_storage_sop_classes() -> None:
+    text = section(CONFORMANCE, "Presentation contexts")
+    assert f"the {len(sop_class.STORAGE_SOP_CLASSES)} storage SOP classes" in text
+
+
+def test_conformance_has_the_defaults_of_the_options() -> None:
+    """The gateway's column: `30 (artim_timeout_secs)` and the like."""
+    table = rows(section(CONFORMANCE, "Association policies"))
+    found = [
+        match.groups()
+        for cells in table.values()
+        if cells and (match := re.match(r"([\d.]+) \(`(\w+)`", cells[0]))
+    ]
+    names = [name for _, name in found]
+    assert {"max_pdu", "max_associations", "max_operations", "idle_timeout_secs"} <= set(names)
+    assert [float(value) for value, _ in found] == [getattr(DicomScpOptions(), name) for name in names]
+
+
+def test_conformance_has_the_defaults_of_the_library() -> None:
+    table = rows(section(CONFORMANCE, "Association policies"))
+    timeouts = Timeouts()
+    timers = {
+        "ARTIM: the A-ASSOCIATE-RQ to arrive, the peer to close": timeouts.artim_s,
+        "A PDU or message that has begun": timeouts.pdu_s,
+        "The peer to take what was written": timeouts.write_s,
+        "No operation: the association is released": timeouts.idle_s,
+        "The answer to our A-RELEASE-RQ": timeouts.release_s,
+        "TLS handshake, as acceptor": timeouts.tls_handshake_s,
+        "Connecting, TLS included, as requestor": timeouts.connect_s,
+        "The answer to our A-ASSOCIATE-RQ": timeouts.associate_s,
+        "Each DIMSE response": scu.DEFAULT_RESPONSE_S,
+        "Maximum length received, announced": harmony.ul.DEFAULT_MAXIMUM_LENGTH,
+        "Simultaneous associations": AcceptorLimits().maximum_associations,
+        "Simultaneous connections, TLS handshakes included": AcceptorLimits().maximum_connections,
+    }
+    assert {name: float(table[name][1].split()[0]) for name in timers} == timers
+
+
+def test_conformance_names_only_options_that_exist() -> None:
+    named = set(re.findall(r"`(\w+)(?: = [^`]*)?`", CONFORMANCE))
+    options = {
+        name
+        for name in named
+        if re.match(
+            r"enable_|max_|min_|calling_|restrict_|accept_|require_|durability|duplicates|sop_|transfer_",
+            name,
+        )
+        or name.endswith("_secs")
+    }
+    assert len(options) > 15
+    assert not options - set(DicomScpOptions.__struct_fields__)
