@@ -15,6 +15,7 @@ import pkgutil
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +28,13 @@ import pytest
 import harmony
 import harmony.dimse
 import harmony.ul
+from harmony.archive.files import FileStore
 from harmony.dimse import (
     SUCCESS_OUTCOME,
     AsyncSink,
     BytesSink,
     CFindRQ,
+    CStoreRQ,
     DimseError,
     Outcome,
     Server,
@@ -44,6 +47,7 @@ from harmony.dimse import (
     serve,
     sop_class,
 )
+from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import DicomScpOptions
 from harmony.ul import (
     AcceptorLimits,
@@ -65,6 +69,7 @@ CONFORMANCE = (ROOT / "docs" / "CONFORMANCE.md").read_text()
 END_TIMEOUT_S = 60.0
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
+VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
@@ -664,6 +669,41 @@ def test_the_document_lists_no_other_name() -> None:
     assert not listed - {name for package in PACKAGES for name in package.__all__}
 
 
+def test_the_document_names_only_members_that_exist() -> None:
+    """`SCU.store`, `serve(..., maximum_operations=8)` and the like, outside code blocks."""
+    text = re.sub(r"^```.*?^```", "", EMBEDDING, flags=re.M | re.S)
+    public = {name: getattr(package, name) for package in PACKAGES for name in package.__all__}
+    members = {
+        (name, member)
+        for name, member in re.findall(r"`(\w+)\.(\w+)", text)
+        if name in public and not member.endswith("py")
+    }
+    arguments = {
+        (name, argument)
+        for name, inside in re.findall(r"`(\w+)\(([^`]*)\)`", text)
+        if name in public
+        for argument in re.findall(r"(\w+)=", inside)
+        if argument[0].islower()
+    }
+    assert len(members) > 10
+    assert len(arguments) > 4
+    assert not {
+        (name, member)
+        for name, member in members
+        if member not in vars(public[name]) | instance(public[name])
+    }
+    assert not {
+        (name, argument)
+        for name, argument in arguments
+        if argument not in inspect.signature(public[name]).parameters
+    }
+
+
+def instance(thing: Any) -> dict[str, Any]:
+    """What `__init__` or the fields of a dataclass give an object."""
+    return dict(inspect.signature(thing).parameters) if inspect.isclass(thing) else {}
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_every_public_class_and_function_has_a_docstring_of_its_own(package: Any) -> None:
     bare = [
@@ -760,3 +800,51 @@ def test_conformance_names_only_options_that_exist() -> None:
     }
     assert len(options) > 15
     assert not options - set(DicomScpOptions.__struct_fields__)
+
+
+def element(group: int, number: int, uid: str) -> bytes:
+    value = uid.encode() + b"\0" * (len(uid) % 2)
+    return struct.pack("<HH2sH", group, number, b"UI", len(value)) + value
+
+
+OBJECT = element(8, 0x16, CT) + element(8, 0x18, "2.25.1") + element(0x20, 0xD, "2.25.2")
+OTHER_OBJECT = OBJECT + element(0x20, 0x52, "2.25.3")
+"""Different bytes under the same UID."""
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "context", "data_sets", "status"),
+    [
+        ("keep_first", CT, [OBJECT], 0x0000),
+        ("keep_first", CT, [OBJECT, OBJECT], 0x0000),
+        ("keep_first", CT, [OBJECT, OTHER_OBJECT], 0xB000),
+        ("refuse", CT, [OBJECT, OTHER_OBJECT], 0x0111),
+        ("replace", CT, [OBJECT, OTHER_OBJECT], 0x0000),
+        ("keep_both", CT, [OBJECT, OTHER_OBJECT], 0x0000),
+        ("keep_first", VERIFICATION, [OBJECT], 0x0122),
+        ("keep_first", CT, [OBJECT + bytes(8192)], 0xA700),
+        ("keep_first", CT, [OBJECT.replace(CT.encode(), b"1" * len(CT))], 0xA900),
+        ("keep_first", CT, [element(0x20, 0x52, "2.25.3")], 0xC000),
+        ("keep_first", CT, [b""], 0xC000),
+    ],
+)
+async def test_conformance_lists_the_statuses_of_c_store(
+    duplicates: Any, context: str, data_sets: list[bytes], status: int, tmp_path: Path
+) -> None:
+    store = FileStore(tmp_path, duplicates=duplicates, maximum_object_bytes=4096)
+    store.open()
+    services = Services()
+    services.store(LocalArchive(store).store)
+    contexts = propose_contexts([(CT, [EXPLICIT]), (VERIFICATION, [EXPLICIT])])
+    async with (
+        serve(services, port=0) as server,
+        associate("127.0.0.1", server.port, contexts=contexts) as user,
+    ):
+        for data in data_sets:
+            asked = await user.invoke(
+                lambda message_id: CStoreRQ(message_id, CT, "2.25.1"), user.context_for(context), data
+            )
+            response = await asked.final()
+    store.close()
+    assert response.status == status
+    assert f"{status:04X}" in rows(section(CONFORMANCE, "Storage SCP"))
