@@ -34,6 +34,7 @@ from harmony.dimse import (
     AsyncSink,
     BytesSink,
     CFindRQ,
+    CommandError,
     CStoreRQ,
     DimseError,
     Outcome,
@@ -47,6 +48,7 @@ from harmony.dimse import (
     serve,
     sop_class,
 )
+from harmony.dimse.command import decode
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import DicomScpOptions
 from harmony.ul import (
@@ -847,4 +849,23 @@ async def test_conformance_lists_the_statuses_of_c_store(
             response = await asked.final()
     store.close()
     assert response.status == status
+    assert f"{status:04X}" in rows(section(CONFORMANCE, "Storage SCP"))
+
+
+@pytest.mark.parametrize(
+    ("command_field", "status"),
+    [
+        (0x0001, 0x0212),  # C-STORE-RQ, without its UIDs
+        (0x0777, 0x0211),
+    ],
+)
+def test_conformance_lists_the_statuses_of_broken_commands(command_field: int, status: int) -> None:
+    elements = ((0x0100, command_field), (0x0110, 7), (0x0800, 0x0101))
+    encoded = b"".join(struct.pack("<HHLH", 0, number, 2, value) for number, value in elements)
+    with pytest.raises(CommandError) as refusal:
+        decode(encoded)
+    assert not refusal.value.fatal
+    assert refusal.value.status == status
+    # (0000,0900) Status, US, as it goes out.
+    assert struct.pack("<HHLH", 0, 0x0900, 2, status) in refusal.value.response
     assert f"{status:04X}" in rows(section(CONFORMANCE, "Storage SCP"))
