@@ -19,23 +19,21 @@ from harmony.dimse.command import decode
 from harmony.dimse.message import encode_message
 from harmony.ul import (
     DEFAULT_MAXIMUM_LENGTH,
+    AbortIndication,
+    AssociateConfirmation,
     AssociateRQ,
     EventLog,
+    Indication,
     Negotiated,
+    PDataIndication,
+    ReleaseConfirmation,
+    ReleaseIndication,
     Role,
     ULError,
     UpperLayer,
     UserInformation,
     propose_contexts,
     result_of,
-)
-from harmony.ul.upper_layer import (
-    AbortIndication,
-    AssociateConfirmation,
-    Indication,
-    PDataIndication,
-    ReleaseConfirmation,
-    ReleaseIndication,
 )
 
 VERIFICATION = "1.2.840.10008.1.1"

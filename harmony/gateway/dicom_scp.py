@@ -17,7 +17,7 @@ from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.options import DicomScpOptions
 from harmony.ul.acceptor import AcceptorLimits
-from harmony.ul.association import Timeouts
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import AcceptorPolicy
 
 __all__ = ["DicomListener", "DicomSCP"]
@@ -74,7 +74,7 @@ class DicomListener:
         self.server = Server(
             timeouts=Timeouts(
                 artim_s=options.artim_timeout_secs,
-                associate_s=options.association_timeout_secs,
+                release_s=options.association_timeout_secs,
                 pdu_s=options.pdu_timeout_secs,
                 write_s=options.pdu_timeout_secs,
                 idle_s=options.idle_timeout_secs,

@@ -58,17 +58,33 @@ from harmony.ul.pdu import (
 )
 from harmony.ul.requestor import request_association
 from harmony.ul.state import State
-from harmony.ul.upper_layer import EventLog, Receiver, Role, SizeLimits, UpperLayer
+from harmony.ul.upper_layer import (
+    AbortIndication,
+    AssociateConfirmation,
+    AssociateIndication,
+    EventLog,
+    Indication,
+    PDataIndication,
+    Receiver,
+    ReleaseConfirmation,
+    ReleaseIndication,
+    Role,
+    SizeLimits,
+    UpperLayer,
+)
 
 __all__ = [
     "APPLICATION_CONTEXT_NAME",
     "DEFAULT_MAXIMUM_LENGTH",
     "PDU",
     "Abort",
+    "AbortIndication",
     "Acceptor",
     "AcceptorLimits",
     "AcceptorPolicy",
     "AssociateAC",
+    "AssociateConfirmation",
+    "AssociateIndication",
     "AssociateRJ",
     "AssociateRQ",
     "Association",
@@ -87,14 +103,18 @@ __all__ = [
     "EventLog",
     "ExtendedNegotiation",
     "IdentityVerifier",
+    "Indication",
     "LocalProtocolError",
     "Negotiated",
     "PDUType",
+    "PDataIndication",
     "PDataTF",
     "PresentationContext",
     "PresentationDataValue",
     "ProposedContext",
     "Receiver",
+    "ReleaseConfirmation",
+    "ReleaseIndication",
     "ReleaseRP",
     "ReleaseRQ",
     "RemoteProtocolError",

@@ -144,7 +144,9 @@ class Association(asyncio.BufferedProtocol):
 
     def __repr__(self) -> str:
         negotiated = self.negotiated
-        names = f"{negotiated.calling_ae_title}->{negotiated.called_ae_title} " if negotiated else ""
+        names = ""
+        if negotiated:
+            names = f"{_printable(negotiated.calling_ae_title)}->{_printable(negotiated.called_ae_title)} "
         state = self._core.state.name
         return f"<Association {self.number} {names}{self.role.value} {self.peer_address} {state}>"
 
@@ -419,8 +421,8 @@ class Association(asyncio.BufferedProtocol):
         logger.info(
             "association %d open: %s -> %s, %s %s, %d of %d contexts",
             self.number,
-            negotiated.calling_ae_title,
-            negotiated.called_ae_title,
+            _printable(negotiated.calling_ae_title),
+            _printable(negotiated.called_ae_title),
             "from" if self.role is Role.ACCEPTOR else "to",
             self.peer_address,
             len(negotiated.contexts),
@@ -566,6 +568,11 @@ class Association(asyncio.BufferedProtocol):
             elif now >= deadlines.idle_since + idle_s:
                 logger.info("association %d idle for %g s: releasing it", self.number, idle_s)
                 self._begin_release()
+
+
+def _printable(title: str) -> str:
+    """An AE title as it came, for a log line: whatever is not printable is escaped, so that it stays one line."""
+    return title if title.isprintable() else title.encode("unicode_escape").decode("ascii")
 
 
 def _retrieve(future: asyncio.Future[Negotiated]) -> None:

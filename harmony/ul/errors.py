@@ -75,8 +75,7 @@ class ConnectFailed(AssociationError):
 
 
 class DeadlineExceeded(AssociationError):
-    """A phase ran out of time; `phase` names it (connect, associate, read, write, response, idle,
-    release)."""
+    """A phase ran out of time; `phase` names it as in the message ("reading a PDU", "the release")."""
 
     def __init__(self, phase: str, timeout_s: float) -> None:
         super().__init__(f"{phase} took longer than {timeout_s:g} s")

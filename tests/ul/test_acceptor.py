@@ -42,6 +42,16 @@ async def test_a_dribble_of_bytes_does_not_extend_artim(serve, connect, wire):
     assert service.users[0].told == []
 
 
+async def test_a_title_with_line_breaks_stays_one_line_in_the_log(serve, connect, wire, caplog):
+    caplog.set_level(logging.INFO, logger="harmony.ul")
+    service = await serve(policy=AcceptorPolicy(other_abstract_syntaxes=lambda _: SupportedAbstractSyntax()))
+    peer = await connect(service.port)
+    await peer.send(wire.associate_rq(calling=b"EVIL\nINFO forged"))
+    await peer.receive_pdu()
+    assert not any("\n" in message for message in caplog.messages)
+    assert any("EVIL\\nINFO forged" in message for message in caplog.messages)
+
+
 async def test_a_connection_opened_and_closed_is_nobodys_business(serve, connect, wire, caplog):
     """Health checks of load balancers: no error, no line at INFO."""
     caplog.set_level(logging.INFO, logger="harmony.ul")
