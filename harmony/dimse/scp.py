@@ -27,9 +27,9 @@ from harmony.dimse.operation import Handler, StoreRequest
 from harmony.dimse.sink import Sink
 from harmony.dimse.sop_class import VERIFICATION, is_storage_sop_class
 from harmony.dimse.status import DimseError, Status
-from harmony.ul import Timeouts
 from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier
 from harmony.ul.association import Association
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationError
 from harmony.ul.negotiation import (
     DEFAULT_MAXIMUM_LENGTH,

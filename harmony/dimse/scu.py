@@ -33,8 +33,8 @@ from harmony.dimse.sop_class import (
 )
 from harmony.dimse.source import BytesSource, DataSource, FileSource, StreamSource
 from harmony.dimse.status import DimseError, Outcome, StatusClass
-from harmony.ul import Timeouts
 from harmony.ul.association import Association
+from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationError, DeadlineExceeded
 from harmony.ul.items import (
     AsynchronousOperationsWindow,
@@ -294,6 +294,7 @@ async def associate(
         yield SCU(association, exchange, response_s=response_s)
     except BaseException:
         association.abort()
+        association.cut_after_writing()  # nobody waits for the peer to close, and the loop may end with the block
         raise
     else:
         try:

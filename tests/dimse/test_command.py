@@ -367,13 +367,13 @@ def elements_of(encoded: bytes) -> list[tuple[int, bytes]]:
 
 
 @given(messages)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_what_is_encoded_decodes_to_the_same(message):
     assert decode(message.encode()) == (message, message.data_set_present)
 
 
 @given(messages)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_encoding_obeys_the_rules_for_command_sets(message):
     encoded = message.encode()
     elements = elements_of(encoded)
@@ -392,7 +392,7 @@ def decoded_or_refused(data: bytes) -> command.Message | CommandError:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_arbitrary_bytes_give_a_message_or_a_command_error(data):
     result = decoded_or_refused(data)
     if isinstance(result, CommandError):
@@ -412,7 +412,7 @@ raw_elements = st.lists(
 
 
 @given(st.sampled_from([*COMMAND_FIELDS.values(), 0x0040, 0x8040]), raw_elements)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_arbitrary_elements_give_a_message_or_a_command_error_with_a_readable_response(
     command_field, elements
 ):
@@ -435,7 +435,7 @@ def test_arbitrary_elements_give_a_message_or_a_command_error_with_a_readable_re
 
 
 @given(numbers, numbers, uids | st.just(""), uids | st.just(""))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_short_cut_for_store_responses_writes_the_same(message_id, status, class_uid, instance_uid):
     expected = CStoreRSP(message_id, status, class_uid, instance_uid).encode()
     assert encode_store_rsp(message_id, status, class_uid, instance_uid) == expected

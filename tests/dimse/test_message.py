@@ -120,6 +120,7 @@ def test_one_pair_of_bytes_beyond_a_multiple():
     pack=st.booleans(),
 )
 @example(size=1, command_size=2, maximum_length=8, pack=True)
+@settings(deadline=None)
 def test_pdus_obey_the_rules_for_any_size(size, command_size, maximum_length, pack):
     command, data = b"c" * command_size, pattern(size)
     encoded = encode_message(7, command, data, maximum_length=maximum_length, pack=pack)
@@ -159,6 +160,7 @@ def assemble(encoded, cuts=()):
     maximum_length=st.integers(8, 700),
     cuts=st.lists(st.integers(1, 300), max_size=12),
 )
+@settings(deadline=None)
 def test_what_was_split_is_put_together_again(size, maximum_length, cuts):
     data = pattern(size)
     command, assembled, _ = assemble(

@@ -130,7 +130,7 @@ def test_long_private_information_is_skipped(tmp_path):
 
 
 @given(st.integers(3990, 4110))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_group_that_ends_around_the_first_read(tmp_path_factory, end):
     # 132 + 92 bytes in front, 12 for the header of the private information.
     private = b"\x02\x00\x02\x01OB\x00\x00" + struct.pack("<L", end - 236) + bytes(end - 236)
@@ -184,13 +184,14 @@ def meta_or_none(data: bytes) -> FileMeta | None:
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", PREAMBLE, PREAMBLE + b"\x02\x00", PREAMBLE + EXPLICIT]))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_arbitrary_bytes_give_file_meta_or_a_part10_error(data, start):
     meta = meta_or_none(start + data)
     assert meta is None or (meta.transfer_syntax_uid and meta.data_set_offset <= len(start + data))
 
 
 @given(st.integers(0, len(FILE)))
+@settings(deadline=None)
 def test_cut_anywhere_the_offset_is_right_or_it_is_refused(end):
     # Cut between two elements the rest is a shorter group; only the last one makes it whole here.
     meta = meta_or_none(FILE[:end])
@@ -227,7 +228,7 @@ titles = st.text("ABCXYZ_019", max_size=16)
 
 
 @given(uids, uids, uids, titles, titles, titles)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_what_is_written_reads_back(transfer_syntax, sop_class, instance, source, sending, receiving):
     encoded = encode_file_meta(
         transfer_syntax_uid=transfer_syntax,

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmony.dimse.source import IOV_MAX, BytesSource, FileSource
@@ -70,6 +70,7 @@ def test_reads_that_come_up_short_are_continued(file, monkeypatch):
 
 
 @given(st.lists(st.integers(0, 700), max_size=12))
+@settings(deadline=None)
 def test_any_places_are_filled_in_order(sizes):
     source = BytesSource(DATA)
     if sum(sizes) > len(DATA):
