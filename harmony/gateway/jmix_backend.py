@@ -142,7 +142,7 @@ class Courier:
         self._stopping.set()
         self._wanted.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait({self._task})  # not cancelled with us: we may be called again
         if self._uploads:
             _, late = await asyncio.wait(self._uploads, timeout=grace_s)
             for upload in late:
