@@ -1,0 +1,496 @@
+"""Data sets (PS3.5 §7) to the DICOM JSON Model, without bulk data.
+
+Once per received object for the index and once per identifier of a query, so it is one loop over the bytes:
+what an element header means (key, VR, the function for its value) is looked up by the header's own first
+bytes, which repeat from object to object.
+
+It reads what is there. An Implicit VR data set sent as Explicit or the reverse, file meta in front, VRs that
+do not exist, lengths that point outside, missing delimiters, elements out of order or repeated (the first
+counts, as for `harmony.dicom.scanner`): what can be understood is in the model, the rest is not. Only bytes
+that are no data set at all raise.
+
+What is not in the model: group lengths, file meta, the values of bulk VRs (OB, OW ...), of UN when longer
+than 1 KiB, and of anything longer than the caller wants; of these `{"vr": ...}` tells that they are there.
+Deliberately not here: the values themselves (`harmony.dicom.json_values`), pixel data, checks against IODs.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from struct import Struct
+from typing import Literal
+
+from harmony.dicom.character_set import ASCII, CharacterSet, character_set
+from harmony.dicom.dictionary import ambiguous_vr_of, vr_of
+from harmony.dicom.json_values import BULK_VRS, Converter, Element, Model, converters
+from harmony.dicom.vr import KNOWN_VRS
+
+__all__ = ["MAXIMUM_VALUE_BYTES", "PIXEL_DATA", "DataSetError", "decode_data_set"]
+
+MAXIMUM_VALUE_BYTES = 64 * 1024
+"""The longest value that is represented; a 16-bit length cannot be longer. Sequences count as a whole."""
+MAXIMUM_NESTING = 64
+"""Sequences inside sequences; real data sets stay below ten."""
+MAXIMUM_ELEMENTS = 50_000
+"""Elements and items of a data set that are looked at: well below a tenth of a second, twenty times the
+header of a structured report. What comes after them is not in the model."""
+MAXIMUM_INFLATED_BYTES = 16 * 1024 * 1024
+"""Of a deflated data set as much as this is looked at; inflating it takes some 50 ms."""
+PIXEL_DATA = 0x7FE00010
+
+_FIRST_WINDOW_BYTES = 64 * 1024  # holds most headers; the next one holds all that are not absurd
+_SECOND_WINDOW_BYTES = 1024 * 1024
+
+_INFLATE_INPUT_BYTES = 4 * 1024  # small, because zlib copies what one call leaves over
+
+_UNDEFINED = 0xFFFFFFFF
+_NO_TAG = 1 << 32
+_SPECIFIC_CHARACTER_SET = 0x00080005
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+
+_IMPLICIT_VR = "1.2.840.10008.1.2"
+_EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_DEFLATED_EXPLICIT_VR = "1.2.840.10008.1.2.1.99"
+
+# Forms of element headers (PS3.5 §7.1.2, §7.1.3). The value of a UN element is Implicit VR Little Endian
+# whatever surrounds it (PS3.5 §6.2.2 note 2).
+_SHORT_LENGTH, _LONG_LENGTH, _UNKNOWN_VR, _NO_VR = range(4)
+_LONG_VRS = frozenset("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # noqa: SIM905 (a table)
+
+
+class DataSetError(ValueError):
+    """The bytes are no data set. The message holds no content."""
+
+
+# form, tag, key in the model, VR, and what turns the value into an element; None: not simply a value.
+_Header = tuple[int, int, str, str, Converter | None]
+
+
+class _Encoding:
+    """How elements are encoded, with the headers seen so far."""
+
+    def __init__(self, name: str, *, explicit: bool, byteorder: Literal["little", "big"] = "little") -> None:
+        order = "<" if byteorder == "little" else ">"
+        self.name = name
+        self.explicit = explicit
+        self.header_bytes = 6 if explicit else 4
+        self.headers: dict[bytes, _Header] = {}
+        self.short_length: Callable[[bytes, int], tuple[int]] = Struct(order + "H").unpack_from
+        self.long_length: Callable[[bytes, int], tuple[int]] = Struct(order + "I").unpack_from
+        self.item: Callable[[bytes, int], tuple[int, int, int]] = Struct(order + "HHI").unpack_from
+        self.item_tags = frozenset(_tag_bytes(tag, byteorder) for tag in (_ITEM, _SEQUENCE_END))
+        self.byteorder = byteorder
+        self.converters = converters(byteorder)
+
+    def header(self, prefix: bytes) -> _Header:
+        """Work out what a header that begins with these bytes means, and remember it."""
+        order = self.byteorder
+        tag = int.from_bytes(prefix[0:2], order) << 16 | int.from_bytes(prefix[2:4], order)
+        form, vr = _NO_VR, ""
+        if self.explicit and tag >> 16 != 0xFFFE:
+            form, vr = _explicit_form(prefix[4:6])
+        choice = not vr and ambiguous_vr_of(tag) == "US or SS"
+        vr = vr or vr_of(tag)
+        convert = self.converters.get(vr)
+        skipped = tag >> 16 in _SKIPPED_GROUPS or tag & 0xFFFF == 0
+        if form == _UNKNOWN_VR or choice or skipped or tag == _SPECIFIC_CHARACTER_SET:
+            convert = None
+        header = (form, tag, f"{tag:08X}", vr, convert)
+        if len(self.headers) < _MAXIMUM_HEADERS:
+            self.headers[prefix] = header
+        return header
+
+
+_SKIPPED_GROUPS = (0x0000, 0x0002, 0xFFFE)  # command, file meta, delimiters: no attributes of a data set
+_MAXIMUM_HEADERS = 16384  # a peer can invent any number of tags; this many are 4 MB
+
+
+def _tag_bytes(tag: int, byteorder: Literal["little", "big"]) -> bytes:
+    return (tag >> 16).to_bytes(2, byteorder) + (tag & 0xFFFF).to_bytes(2, byteorder)
+
+
+def _explicit_form(vr: bytes) -> tuple[int, str]:
+    """Return the form of a header and its VR, "" where the dictionary must tell."""
+    name = vr.decode("latin_1")
+    if name == "UN":
+        return _UNKNOWN_VR, ""  # the dictionary may know better than the sender
+    if vr in KNOWN_VRS:
+        return (_LONG_LENGTH if name in _LONG_VRS else _SHORT_LENGTH), name
+    if vr.isalpha() and vr.isascii() and vr.isupper():
+        return _LONG_LENGTH, ""  # of a later edition of PS3.5, all of which have a 32-bit length
+    if vr == b"\0\0" or all(0x20 <= byte < 0x7F for byte in vr):
+        return _SHORT_LENGTH, ""  # `??`, blanks, NULs: toolkits that did not know a private attribute
+    return _NO_VR, ""  # half of the length of an element that is really Implicit VR
+
+
+_IMPLICIT = _Encoding("Implicit VR Little Endian", explicit=False)
+_LITTLE_ENDIAN = _Encoding("Explicit VR Little Endian", explicit=True)
+_BIG_ENDIAN = _Encoding("Explicit VR Big Endian", explicit=True, byteorder="big")
+
+
+class _Sequence:
+    """A sequence whose items are being read."""
+
+    __slots__ = ("defined", "element", "encoding", "end", "start")
+
+    def __init__(self, element: Element, encoding: _Encoding, *, start: int, end: int, defined: bool) -> None:
+        self.element = element
+        self.encoding = encoding
+        self.start = start
+        self.end = end
+        """Where its length says, if `defined`; else where what encloses it ends."""
+        self.defined = defined
+
+
+class _Level:
+    """A data set that is being read: the outermost, or an item of a sequence."""
+
+    __slots__ = (
+        "characters",
+        "defined",
+        "encoding",
+        "end",
+        "last_tag",
+        "model",
+        "sequence",
+        "stop_before",
+        "unordered",
+    )
+
+    def __init__(
+        self,
+        encoding: _Encoding,
+        end: int,
+        *,
+        characters: CharacterSet = ASCII,
+        stop_before: int = _NO_TAG,
+        sequence: _Sequence | None = None,
+        defined: bool = True,
+    ) -> None:
+        self.model: Model = {}
+        self.encoding = encoding
+        self.end = end
+        """Where its length says, if `defined`; else where what encloses it ends."""
+        self.defined = defined
+        self.characters = characters
+        self.stop_before = stop_before
+        self.sequence = sequence
+        """The one this is an item of."""
+        self.last_tag = -1
+        self.unordered = False
+
+
+def decode_data_set(
+    data: bytes | memoryview,
+    transfer_syntax_uid: str,
+    *,
+    stop_before: int = PIXEL_DATA,
+    maximum_value_bytes: int = MAXIMUM_VALUE_BYTES,
+) -> Model:
+    """Decode a data set, or the beginning of one, to the DICOM JSON Model.
+
+    data: without file meta information; all of it, or as much as there is. A view is copied in part.
+    transfer_syntax_uid: as negotiated; the first element is believed where it says otherwise.
+    stop_before: the first top-level element with this tag or a higher one ends the reading.
+    Tags ascend; strings are Unicode whatever (0008,0005) says, which is kept as it was sent.
+    Raises DataSetError when nothing of it can be read. Empty data is an empty data set.
+    """
+    if not len(data):
+        return {}
+    deflated = transfer_syntax_uid == _DEFLATED_EXPLICIT_VR
+    for window, complete in _inflated(data) if deflated else _windows(data):
+        start = _after_file_meta(window)
+        decoder = _Decoder(window, _encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes)
+        model = decoder.run(start, stop_before)
+        if complete or decoder.stopped:
+            if not model and not decoder.understood and any(window[:64]):
+                raise DataSetError(f"no data set: none of {len(data)} bytes can be read as an element")
+            return model
+    return {}
+
+
+class _Decoder:
+    """The state of one decoding. `_elements` reads values, the methods after it all that is no plain value."""
+
+    def __init__(self, data: bytes, encoding: _Encoding, maximum_value_bytes: int) -> None:
+        self.stopped = False
+        """The end was found; more bytes would not change the result."""
+        self.understood = False
+        """There was an element whose header makes sense."""
+        self._data = data
+        self._encoding = encoding
+        self._maximum_value_bytes = maximum_value_bytes
+        self._levels: list[_Level] = []
+        self._budget = MAXIMUM_ELEMENTS
+
+    def run(self, at: int, stop_before: int) -> Model:
+        root = _Level(self._encoding, len(self._data), stop_before=stop_before)
+        self._levels.append(root)
+        while self._levels and not self.stopped:
+            at = self._elements(self._levels[-1], at)
+        while self._levels:
+            self._leave()
+        return root.model
+
+    def _elements(self, level: _Level, at: int) -> int:
+        """Read the elements of one level until another level is to be read; return where that goes on."""
+        # Everything in local variables, and a dictionary lookup instead of parsing: the loop that matters.
+        data, maximum, budget = self._data, self._maximum_value_bytes, self._budget
+        end, model, characters, encoding = level.end, level.model, level.characters, level.encoding
+        last_tag, stop_before, last_header = level.last_tag, level.stop_before, level.end - 8
+        known_header, prefix_bytes = encoding.headers.get, encoding.header_bytes
+        short_length, long_length = encoding.short_length, encoding.long_length
+        while at <= last_header:
+            prefix = data[at : at + prefix_bytes]
+            header = known_header(prefix) or encoding.header(prefix)
+            form, tag, key, _, convert = header
+            if form == _SHORT_LENGTH:
+                (length,) = short_length(data, at + 6)
+                value = at + 8
+            elif form == _NO_VR:
+                (length,) = long_length(data, at + 4)
+                value = at + 8
+            elif at + 12 <= end:
+                (length,) = long_length(data, at + 8)
+                value = at + 12
+            else:
+                break
+            at = value + length
+            budget -= 1
+            if convert is None or at > end or length > maximum or tag >= stop_before or budget <= 0:
+                level.last_tag, self._budget = last_tag, budget
+                at = self._unusual(level, header, value, length)
+                if self.stopped or self._levels[-1] is not level:
+                    return at
+                last_tag, characters, budget = level.last_tag, level.characters, self._budget
+            elif tag > last_tag:
+                last_tag = tag
+                model[key] = convert(data[value:at], characters)
+            else:
+                self._keep(level, tag, key, convert(data[value:at], characters))
+        self._budget = budget
+        self._leave()
+        return end if level.sequence is None else self._next_item(level.sequence, end)
+
+    def _unusual(self, level: _Level, header: _Header, value: int, length: int) -> int:
+        """Handle an element that is not simply a value; return where to go on, at whatever level that is."""
+        _, tag, key, vr, _ = header
+        following = value + length
+        if tag >> 16 == 0xFFFE:
+            return self._delimiter(level, tag, value)
+        if tag >= level.stop_before or self._budget <= 0:
+            self.stopped = True
+            return following
+        if tag >> 16 in _SKIPPED_GROUPS or tag & 0xFFFF == 0:
+            self.understood |= tag >> 16 >= 8 and following <= level.end
+            return following
+        if length == _UNDEFINED:
+            return self._undefined_length(level, header, value)
+        if vr == "SQ" and length and length <= self._maximum_value_bytes:
+            self.understood = True
+            return self._sequence(level, header, value, min(following, level.end), defined=True)
+        if following > level.end:
+            # The end of the bytes at hand, or lengths that contradict each other. That the element is there
+            # is known, but an empty value would be a false statement about anything but bulk data.
+            if vr in BULK_VRS:
+                self._keep(level, tag, key, {"vr": vr})
+            return level.end
+        self.understood = True
+        self._keep(level, tag, key, self._element(level, header, self._data[value:following]))
+        return following
+
+    def _element(self, level: _Level, header: _Header, value: bytes) -> Element:
+        form, tag, _, vr, convert = header
+        if len(value) > self._maximum_value_bytes or vr in BULK_VRS or vr == "SQ":
+            return {"vr": vr}
+        known = _IMPLICIT.converters if form == _UNKNOWN_VR else level.encoding.converters
+        if tag == _SPECIFIC_CHARACTER_SET:
+            element = known["CS"](value, ASCII)
+            # An unknown set is the default repertoire, whose decoding takes what it cannot read for UTF-8.
+            level.characters = character_set(element.get("Value")) or ASCII
+            return element
+        if form in (_NO_VR, _UNKNOWN_VR, _SHORT_LENGTH) and convert is None and self._is_signed(tag):
+            vr = "SS"
+        return known[vr](value, level.characters)
+
+    def _is_signed(self, tag: int) -> bool:
+        """Tell which of "US or SS" an attribute is: the data set's Pixel Representation or an outer one's says."""
+        if ambiguous_vr_of(tag) != "US or SS":
+            return False
+        for level in reversed(self._levels):
+            representation = level.model.get("00280103", {}).get("Value")
+            if representation:
+                return bool(representation[0] == 1)
+        return False
+
+    def _undefined_length(self, level: _Level, header: _Header, value: int) -> int:
+        form, tag, key, vr, _ = header
+        if vr in BULK_VRS:
+            self._keep(level, tag, key, {"vr": vr})
+            return self._after_fragments(level, value)
+        nested = self._data[value : value + 4] in level.encoding.item_tags or form == _UNKNOWN_VR
+        if vr not in ("SQ", "UN") and not nested:
+            self.stopped = True  # a length that only sequences can have, and no sequence: lost
+            return level.end
+        self.understood = True
+        return self._sequence(level, header, value, level.end, defined=False)
+
+    def _sequence(self, level: _Level, header: _Header, value: int, end: int, *, defined: bool) -> int:
+        if len(self._levels) > MAXIMUM_NESTING:
+            self.stopped = True
+            return end
+        form, tag, key, _, _ = header
+        element: Element = {"vr": "SQ"}
+        self._keep(level, tag, key, element)
+        encoding = _IMPLICIT if form == _UNKNOWN_VR else level.encoding
+        return self._next_item(_Sequence(element, encoding, start=value, end=end, defined=defined), value)
+
+    def _next_item(self, sequence: _Sequence, at: int) -> int:
+        """Enter the next item of a sequence, or end it; the level that holds it is the current one."""
+        while at + 8 <= sequence.end and not self.stopped:
+            group, element, length = sequence.encoding.item(self._data, at)
+            tag = group << 16 | element
+            if tag == _ITEM:
+                self._enter(sequence, at + 8, length)
+                return at + 8
+            if tag == _SEQUENCE_END and not sequence.defined:
+                return self._end_sequence(sequence, at + 8)
+            if tag not in (_SEQUENCE_END, _ITEM_END):
+                # The delimiter is missing, if there should be one.
+                return self._end_sequence(sequence, sequence.end if sequence.defined else at)
+            at += 8
+            self._spend()
+        return self._end_sequence(sequence, sequence.end)
+
+    def _enter(self, sequence: _Sequence, at: int, length: int) -> None:
+        self._spend()
+        defined = length != _UNDEFINED
+        item = _Level(
+            sequence.encoding,
+            min(at + length, sequence.end) if defined else sequence.end,
+            characters=self._levels[-1].characters,
+            sequence=sequence,
+            defined=defined,
+        )
+        sequence.element.setdefault("Value", []).append(item.model)
+        self._levels.append(item)
+
+    def _end_sequence(self, sequence: _Sequence, at: int) -> int:
+        if at - sequence.start > self._maximum_value_bytes:
+            sequence.element.pop("Value", None)
+        return at
+
+    def _delimiter(self, level: _Level, tag: int, value: int) -> int:
+        """Handle a delimiter among the elements of a level: it ends items of undefined length, and is skipped
+        elsewhere."""
+        sequence = level.sequence
+        if sequence is None or level.defined or tag not in (_ITEM, _ITEM_END, _SEQUENCE_END):
+            return value
+        self._leave()
+        # Without its own delimiter an item ends where the next one begins, or where the sequence ends.
+        return self._next_item(sequence, value if tag == _ITEM_END else value - 8)
+
+    def _after_fragments(self, level: _Level, at: int) -> int:
+        """Return where encapsulated data ends (PS3.5 §A.4): fragments as items, then a delimiter."""
+        while at + 8 <= level.end and not self.stopped:
+            group, element, length = level.encoding.item(self._data, at)
+            tag = group << 16 | element
+            if tag == _SEQUENCE_END:
+                return at + 8
+            if tag != _ITEM or length == _UNDEFINED:
+                return at
+            at += 8 + length
+            self._spend()
+        return level.end
+
+    def _keep(self, level: _Level, tag: int, key: str, element: Element) -> None:
+        """Put an element where it belongs, unless there is one with its tag already."""
+        if tag > level.last_tag and not level.unordered:
+            level.last_tag = tag
+            level.model[key] = element
+        else:
+            level.unordered = True
+            level.model.setdefault(key, element)
+
+    def _leave(self) -> None:
+        level = self._levels.pop()
+        if level.unordered:
+            ordered = sorted(level.model.items())
+            level.model.clear()
+            level.model.update(ordered)
+
+    def _spend(self) -> None:
+        self._budget -= 1
+        if self._budget <= 0:
+            self.stopped = True
+
+
+def _encoding_of(data: bytes, at: int, transfer_syntax_uid: str) -> _Encoding:
+    """Return the encoding that the transfer syntax means, or the one that the first element shows."""
+    vr = data[at + 4 : at + 6]
+    implicit_length = int.from_bytes(data[at + 4 : at + 8], "little")
+    fits = implicit_length in (0, _UNDEFINED) or implicit_length <= len(data) - at - 8
+    if vr in KNOWN_VRS and (transfer_syntax_uid != _IMPLICIT_VR or not fits):
+        # Groups are small numbers: the byte that is zero is the high one.
+        if data[at] == 0 and data[at + 1] != 0:
+            return _BIG_ENDIAN
+        if data[at + 1] == 0 and data[at] != 0:
+            return _LITTLE_ENDIAN
+    elif transfer_syntax_uid == _IMPLICIT_VR or (fits and not vr.isalpha()):
+        return _IMPLICIT
+    return _BIG_ENDIAN if transfer_syntax_uid == _EXPLICIT_VR_BIG_ENDIAN else _LITTLE_ENDIAN
+
+
+def _after_file_meta(data: bytes) -> int:
+    """Return where the data set begins: some senders put a whole Part 10 file into a C-STORE."""
+    at = 132 if data[128:132] == b"DICM" else 0
+    last_header = min(len(data), _FIRST_WINDOW_BYTES) - 12
+    while at <= last_header and data[at : at + 2] == b"\2\0":
+        form, _ = _explicit_form(data[at + 4 : at + 6])
+        if form == _SHORT_LENGTH:
+            at += 8 + int.from_bytes(data[at + 6 : at + 8], "little")
+        elif form == _NO_VR:
+            at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        else:
+            at += 12 + int.from_bytes(data[at + 8 : at + 12], "little")
+    return at
+
+
+def _windows(data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
+    """Yield the data, or more and more of it where looking at it means copying it; and whether it is all."""
+    if isinstance(data, bytes):
+        yield data, True
+        return
+    for size in (_FIRST_WINDOW_BYTES, _SECOND_WINDOW_BYTES):
+        if size < len(data):
+            yield bytes(data[:size]), False
+    yield bytes(data), True
+
+
+def _inflated(data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
+    """The same for deflated data (PS3.5 §A.5), zlib-wrapped data, and data that only claims to be either."""
+    for window_bits in (-zlib.MAX_WBITS, zlib.MAX_WBITS):
+        if _inflate(data, window_bits, 1)[0]:
+            for size in (_FIRST_WINDOW_BYTES, _SECOND_WINDOW_BYTES, MAXIMUM_INFLATED_BYTES):
+                window, complete = _inflate(data, window_bits, size)
+                yield window, complete or size == MAXIMUM_INFLATED_BYTES
+            return
+    yield from _windows(data)
+
+
+def _inflate(data: bytes | memoryview, window_bits: int, size: int) -> tuple[bytes, bool]:
+    """Return the first `size` bytes, and whether there are no more."""
+    inflater = zlib.decompressobj(window_bits)
+    inflated = bytearray()
+    for at in range(0, len(data), _INFLATE_INPUT_BYTES):
+        try:
+            piece = inflater.decompress(data[at : at + _INFLATE_INPUT_BYTES], size - len(inflated))
+        except zlib.error:
+            return bytes(inflated), True
+        inflated += piece
+        if inflater.eof:
+            return bytes(inflated), True
+        if len(inflated) >= size:
+            return bytes(inflated), False
+    return bytes(inflated), True
