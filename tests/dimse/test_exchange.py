@@ -4,6 +4,7 @@ The service under test is the acceptor; the peer is a `RawPeer`, which sends any
 """
 
 import asyncio
+import socket
 import struct
 
 import pytest
@@ -27,6 +28,7 @@ from harmony.ul import (
     AssociationAborted,
     AssociationReleased,
     ConnectionLost,
+    DeadlineExceeded,
     RoleSelection,
     propose_contexts,
 )
@@ -817,6 +819,8 @@ async def test_echoes_of_a_peer_that_does_not_read_are_bounded(serving, raw_peer
         (association,) = server.acceptor.associations
         _, event = held(server)
         peer.association.hold_reading()
+        for side, option in [(association, socket.SO_SNDBUF), (peer.association, socket.SO_RCVBUF)]:
+            side._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
         command = CEchoRQ(1).encode()
         thousand = struct.pack(">BxIIBB", 4, len(command) + 6, len(command) + 2, 1, 3) + command
         thousand *= 1000
@@ -1034,3 +1038,109 @@ async def test_a_store_cancelled_at_any_step_leaves_no_trace(serving, connect, s
         await store.until(lambda: len(store.ends) == steps + 1)
     assert all(sink.finished + sink.aborted == 1 for sink in store.sinks)
     assert storing.result().status == 0
+
+
+async def test_a_session_cancelled_at_any_step_leaves_no_trace(serving, connect, store, uids):
+    """Connecting, C-ECHO, C-FIND with a C-CANCEL, C-STORE, release: cancelled after every number of turns."""
+
+    async def find(operation):
+        while not operation.cancelled.is_set():
+            await operation.respond(pending(operation), b"")
+            await asyncio.sleep(0)
+        return Outcome(Status.CANCEL)
+
+    async def session(server):
+        async with connect(server) as scu:
+            await scu.echo()
+            invocation = await scu.invoke(
+                lambda number: CFindRQ(number, uids.FIND), scu.context_for(uids.FIND), b""
+            )
+            await anext(invocation)
+            await invocation.cancel()
+            assert (await invocation.final()).status == 0xFE00
+            assert (await scu.store(Instance(uids.CT, "1.2.3", uids.EXPLICIT, bytes(300_000)))).status == 0
+
+    store.services.operation(CFindRQ, [uids.FIND], find)
+    async with serving(store.services) as server:
+        for steps in range(300):
+            running = asyncio.create_task(session(server))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait({running})
+            if not running.cancelled():
+                break
+        else:
+            pytest.fail("a session takes more than 300 turns of the loop")
+        running.result()
+        # What was cancelled has ended at the server too, whether as an association or before there was one.
+        await store.until(lambda: all(sink.finished + sink.aborted == 1 for sink in store.sinks))
+
+
+async def test_instances_that_come_are_not_the_peers_silence(
+    serving, connect, recording_sink, uids, patience
+):
+    """Between the responses of a C-GET the deadline does not run out while an instance is being stored."""
+    services, receiver, stored = Services(), Services(), asyncio.Event()
+    answer = asyncio.get_running_loop().create_future()
+
+    def open_sink(request):
+        sink = recording_sink(request, answer=answer)
+        sink.changed = lambda: sink.finished and stored.set()
+        return sink
+
+    async def get(operation):
+        context = next(
+            c for c in operation.association.agreed.contexts.values() if c.abstract_syntax == uids.CT
+        )
+        invocation = await operation.exchange.invoke(
+            lambda message_id: CStoreRQ(message_id, uids.CT, "1.2.3"), context, b"data"
+        )
+        await invocation.final()
+
+    receiver.store(open_sink)
+    services.operation(CGetRQ, [uids.GET], get)
+    services.store_as_scu()
+    async with (
+        patience(),
+        serving(services) as server,
+        connect(server, services=receiver, roles=[RoleSelection(uids.CT, True, True)], response_s=600) as scu,
+    ):
+        invocation = await scu.invoke(lambda number: CGetRQ(number, uids.GET), scu.context_for(uids.GET), b"")
+        await stored.wait()
+        invocation._silence()  # as the timer does: data is being stored
+        assert scu.association.is_open
+        answer.set_result(Outcome(0))
+        assert (await invocation.final()).status == 0
+
+
+async def test_silence_after_an_instance_counts_anew(serving, connect, store, uids, patience):
+    services, silent = Services(), asyncio.Event()
+
+    async def get(operation):
+        context = next(
+            c for c in operation.association.agreed.contexts.values() if c.abstract_syntax == uids.CT
+        )
+        invocation = await operation.exchange.invoke(
+            lambda message_id: CStoreRQ(message_id, uids.CT, "1.2.3"), context, b"data"
+        )
+        await invocation.final()
+        silent.set()
+        await asyncio.Event().wait()
+
+    services.operation(CGetRQ, [uids.GET], get)
+    services.store_as_scu()
+    async with (
+        patience(),
+        serving(services) as server,
+        connect(
+            server, services=store.services, roles=[RoleSelection(uids.CT, True, True)], response_s=600
+        ) as scu,
+    ):
+        invocation = await scu.invoke(lambda number: CGetRQ(number, uids.GET), scu.context_for(uids.GET), b"")
+        await silent.wait()
+        invocation._silence()  # an instance came since the last response
+        assert scu.association.is_open
+        invocation._silence()  # and none since then
+        with pytest.raises(DeadlineExceeded):
+            await invocation.final()

@@ -176,6 +176,19 @@ async def test_any_form_of_an_instance(serving, connect, store, tmp_path, form):
     )
 
 
+@pytest.mark.parametrize("maximum_length", [8, 9, 4096, 16385, 131072, 0])
+async def test_any_maximum_length_of_the_receiver(serving, connect, store, maximum_length):
+    sizes = [0, 1, 2, 4090, 4091, 16378, 16380, 1_000_001 if maximum_length not in (8, 9) else 70_001]
+    data = [bytes([number]) * size for number, size in enumerate(sizes)]
+    async with (
+        serving(store.services, maximum_length=maximum_length) as server,
+        connect(server) as scu,
+    ):
+        for each in data:
+            assert (await scu.store(Instance(CT, "1.2.3", EXPLICIT, each))).status == 0
+    assert [bytes(sink.data) for sink in store.sinks] == [each + b"\0" * (len(each) % 2) for each in data]
+
+
 async def test_a_file_that_is_none_or_missing(serving, connect, store, tmp_path):
     (tmp_path / "text").write_text("not DICOM")
     async with serving(store.services) as server, connect(server) as scu:
