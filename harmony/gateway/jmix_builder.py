@@ -20,8 +20,6 @@ Without an upstream the envelopes stay local.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import logging
 import sqlite3
 import time
@@ -31,25 +29,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harmony.archive.files import Disposition, FileSink, FileStore, StoredObject
-from harmony.archive.stored import refusal
+from harmony.archive.files import FileSink, FileStore, StoredObject
 from harmony.dimse.exchange import StoreRequest
 from harmony.dimse.sink import Sink
 from harmony.dimse.status import Outcome, Status
-from harmony.gateway.jmix_backend import Courier, JmixUpstream, Result, Verdict
+from harmony.gateway.envelope_builder import ENVELOPE_TYPE, EnvelopeBuilder
+from harmony.gateway.instance_delivery import InstanceDeliveries
+from harmony.gateway.jmix_backend import Courier, JmixUpstream
 from harmony.gateway.options import JmixBuilderOptions
 from harmony.jmix import journal as journals
 from harmony.jmix.assembly import AssociationEnvelopes, EnvelopeAssembly
-from harmony.jmix.envelope import (
-    Compression,
-    Entity,
-    EnvelopePlan,
-    EnvelopeSummary,
-    Parties,
-    PlannedObject,
-    Profile,
-    build_envelope,
-)
 from harmony.jmix.journal import EnvelopeJournal, JournalEntry, JournalHeader, Stored
 from harmony.jmix.outbox import InDoubt, Outbox
 from harmony.jmix.store import EnvelopeStore
@@ -61,11 +50,6 @@ __all__ = ["OUTBOX_NAME", "JmixBuilder"]
 logger = logging.getLogger("harmony.gateway")
 
 OUTBOX_NAME = "outbox.sqlite"
-ENVELOPE_TYPE = "application/zip"
-
-ENVELOPE_NAMESPACE = uuid.UUID("5e7a1d60-3c0e-4f0c-9a55-7a52c1f3d9b4")
-"""For the ids of single-object envelopes, which are made from the object (RFC 9562 §5.5)."""
-
 REBUILD_DELAY_S = 10.0
 MAXIMUM_REBUILD_DELAY_S = 300.0
 """A build that failed, on a full disk for example, is tried again, less and less often; its journal waits."""
@@ -75,13 +59,6 @@ BOOKS_DELAY_S = 5.0
 
 IN_DOUBT_KEPT_S = 7 * 86400.0
 """A sender that has not repeated an object for a week will not do so because of an answer it never got."""
-
-
-COMPRESSIONS = {
-    "stored": Compression.STORED,
-    "deflate": Compression.DEFLATE,
-    "zstd": Compression.ZSTANDARD,
-}
 
 
 class JmixBuilder:
@@ -105,12 +82,11 @@ class JmixBuilder:
         self._pipeline = pipeline
         self._options = options
         self._files = files
-        self._envelopes = envelopes
+        self._envelopes = EnvelopeBuilder(options, envelopes, fsync=fsync)
         self._journal_folder = folder / "journals"
         self._outbox_path = folder / OUTBOX_NAME
         self._upstream = upstream
         self._window = window
-        self._fsync = fsync
         self._storage_root = str(files.folder.root)
         self._outbox: Outbox | None = None
         self._courier: Courier | None = None
@@ -122,7 +98,7 @@ class JmixBuilder:
         self._orders: asyncio.Queue[_Order | None] = asyncio.Queue()
         self._builder: asyncio.Task[None] | None = None
         self._hurried = False
-        self._deliveries: dict[str, asyncio.Task[Outcome]] = {}
+        self._deliveries = InstanceDeliveries(self._envelopes, upstream)
 
     def __str__(self) -> str:
         return f"pipeline {self._pipeline}, storage folder {self._storage_root}"
@@ -150,11 +126,7 @@ class JmixBuilder:
         self._associations.clear()
         if self._outbox is None:
             return
-        if deliveries := list(self._deliveries.values()):
-            _, late = await asyncio.wait(deliveries, timeout=grace_s)
-            for delivery in late:
-                delivery.cancel()
-            await asyncio.wait(deliveries)
+        await self._deliveries.stop(grace_s)
         if self._timer is not None:
             self._timer.cancel()
         if self._bookkeeper is not None:
@@ -177,7 +149,7 @@ class JmixBuilder:
 
     def store(self, request: StoreRequest) -> Sink:
         if self._options.group == "instance":
-            return _InstanceSink(self, request, self._files)
+            return self._deliveries.sink(request, self._files)
         return _StudySink(self, request, self._files, self._associations[request.association])
 
     def association_established(self, association: Association) -> None:
@@ -326,7 +298,9 @@ class JmixBuilder:
         order = journals.read(path, storage_root=self._storage_root)
         if order.entries:
             created = datetime.fromisoformat(order.header.created)
-            summary = self._build(order.header.envelope_id, order.entries, order.header.origin, created)
+            summary = self._envelopes.build(
+                order.header.envelope_id, order.entries, origin=order.header.origin, created=created
+            )
             if self._upstream is not None:
                 assert self._outbox is not None
                 self._outbox.enqueue(
@@ -339,95 +313,6 @@ class JmixBuilder:
                     now=time.time(),
                 )
         order.remove()
-
-    def _build(
-        self,
-        envelope_id: str,
-        objects: tuple[PlannedObject, ...],
-        origin: str,
-        created: datetime,
-    ) -> EnvelopeSummary:
-        """Blocking: write an envelope into the store and index it. OSError when the disk will not take it."""
-        options = self._options
-        summary = build_envelope(
-            EnvelopePlan(
-                envelope_id,
-                created,
-                objects,
-                parties=_parties(options),
-                classification=options.classification,
-            ),
-            out_path=self._envelopes.place(envelope_id),
-            profile=Profile(options.profile),
-            skip_hashing=options.skip_hashing,
-            skip_listing=options.skip_listing,
-            compression=COMPRESSIONS[options.compression],
-            fsync=self._fsync,
-        )
-        self._envelopes.add_built(
-            envelope_id,
-            manifest=summary.manifest,
-            study_instance_uids=summary.study_instance_uids,
-            origin=origin,
-            created_at=created,
-        )
-        logger.info(
-            "envelope %s built: %d objects, %d bytes", summary.id, summary.instance_count, summary.size_bytes
-        )
-        return summary
-
-    # One envelope per object -----
-
-    async def deliver_now(self, stored: StoredObject, origin: str) -> Outcome:
-        """Build and upload the envelope of one object; the upstream's answer as a C-STORE outcome.
-
-        Senders of the same object at the same time share one delivery. It goes on when its sender has gone.
-        """
-        envelope_id = await asyncio.to_thread(_instance_envelope_id, stored)
-        delivery = self._deliveries.get(envelope_id)
-        if delivery is None:
-            delivery = asyncio.create_task(self._deliver(envelope_id, stored, origin))
-            self._deliveries[envelope_id] = delivery
-            delivery.add_done_callback(lambda _: self._deliveries.pop(envelope_id))
-        try:
-            return await asyncio.shield(delivery)
-        except asyncio.CancelledError:
-            if delivery.cancelled():  # the gateway stops
-                return Outcome(Status.OUT_OF_RESOURCES, "the gateway is stopping")
-            raise
-
-    async def _deliver(self, envelope_id: str, stored: StoredObject, origin: str) -> Outcome:
-        try:
-            path, is_new = await asyncio.to_thread(self._build_instance, envelope_id, stored, origin)
-        except OSError as error:
-            logger.error("envelope %s cannot be built: %s", envelope_id, error)
-            return refusal(error).outcome
-        except sqlite3.Error as error:
-            logger.error("envelope %s cannot be built: %s", envelope_id, error)
-            return Outcome(Status.OUT_OF_RESOURCES, "the envelope could not be stored")
-        if self._upstream is None:
-            return Outcome(Status.SUCCESS)
-        result = Result(Verdict.RETRY, None, "given up, the gateway is stopping")
-        try:
-            result = await self._upstream.upload(path, ENVELOPE_TYPE)
-        finally:
-            if result.verdict is not Verdict.DELIVERED:
-                logger.warning("envelope %s handed back to its sender: %s", envelope_id, result.error)
-                if is_new:
-                    self._envelopes.remove(envelope_id)
-        match result.verdict:
-            case Verdict.DELIVERED:
-                return Outcome(Status.SUCCESS)
-            case Verdict.RETRY:
-                return Outcome(Status.OUT_OF_RESOURCES, "the upstream JMIX server cannot take it now")
-            case Verdict.PARK:
-                return Outcome(Status.CANNOT_UNDERSTAND, "the upstream JMIX server refused it")
-
-    def _build_instance(self, envelope_id: str, stored: StoredObject, origin: str) -> tuple[Path, bool]:
-        """Blocking: the envelope's path, and whether it was not there before."""
-        with contextlib.suppress(KeyError):
-            return self._envelopes.path(envelope_id), False
-        return self._build(envelope_id, (stored,), origin, datetime.now(UTC)).path, True
 
 
 @dataclass(slots=True, eq=False)
@@ -508,64 +393,3 @@ class _StudySink:
         except OSError as error:
             logger.error("a refused object could not be taken out of its journal: %s", error)
         self._builder.settled()
-
-
-class _InstanceSink:
-    """A file whose sender is answered when the upstream has answered."""
-
-    __slots__ = ("_builder", "_origin", "_sink", "_stored", "abort", "write")
-
-    def __init__(self, builder: JmixBuilder, request: StoreRequest, files: FileStore) -> None:
-        self._builder = builder
-        self._origin = request.calling_ae_title
-        self._stored: StoredObject | None = None
-        self._sink: FileSink = files.sink(
-            sop_class_uid=request.affected_sop_class_uid,
-            sop_instance_uid=request.affected_sop_instance_uid,
-            transfer_syntax_uid=request.transfer_syntax_uid,
-            calling_ae_title=request.calling_ae_title,
-            called_ae_title=request.called_ae_title,
-            on_stored=self._remember,
-        )
-        self.write = self._sink.write
-        self.abort = self._sink.abort
-
-    def finish(self) -> Outcome | Awaitable[Outcome]:
-        answer = self._sink.finish()
-        if isinstance(answer, Outcome) and self._stored is None:
-            return answer
-        return asyncio.ensure_future(self._deliver(answer))
-
-    def _remember(self, stored: StoredObject) -> None:
-        if stored.disposition is not Disposition.KEPT_FIRST:
-            self._stored = stored
-
-    async def _deliver(self, answer: Outcome | Awaitable[Outcome]) -> Outcome:
-        outcome = answer if isinstance(answer, Outcome) else await answer
-        if self._stored is None:
-            return outcome
-        try:
-            return await self._builder.deliver_now(self._stored, self._origin)
-        except OSError as error:
-            raise refusal(error) from error
-
-
-def _instance_envelope_id(stored: StoredObject) -> str:
-    """Blocking: the same for the same bytes under the same UIDs, and only for them."""
-    with open(stored.path, "rb", buffering=0) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    name = f"{stored.study_instance_uid}/{stored.sop_instance_uid}/{digest}"
-    return str(uuid.uuid5(ENVELOPE_NAMESPACE, name))
-
-
-def _parties(options: JmixBuilderOptions) -> Parties:
-    sender = Entity(options.sender_id, options.sender)
-
-    def entity(name: str, identifier: str) -> Entity:
-        return Entity(identifier or options.sender_id, name) if name or identifier else sender
-
-    return Parties(
-        sender=sender,
-        requester=entity(options.requester, options.requester_id),
-        receiver=(entity(options.receiver, options.receiver_id),),
-    )
