@@ -132,10 +132,8 @@ class Acceptor:
         The sockets stay open while associations last, so that senders hear a transient rejection, not a
         refused connection. Returns when every connection is closed.
         """
+        # A connection whose request is still on its way gets its 2/3/1 too; one that stays silent is cut by `close`.
         self._draining = True
-        for association in list(self._connections):
-            if association not in self._admitted:
-                association.abort()
         try:
             async with asyncio.timeout(grace_s):
                 await self._none_admitted.wait()
