@@ -286,7 +286,9 @@ class FileSink:
                 self._complete = True
                 return commit.submit(self)
             self.close_file(sync=False)
-            if not os.access(self._name, os.F_OK):
+            # Without a journal there is no line to be taken back: link(2) itself may say that the name is taken.
+            small = self._size_bytes <= INLINE_COMPARISON_BYTES
+            if (small and self.journal is None) or not os.access(self._name, os.F_OK):
                 return self._conclude(Disposition.STORED)
             if self._size_bytes <= INLINE_COMPARISON_BYTES:
                 return self._conclude(self.judge())
