@@ -1,6 +1,6 @@
 # Everything a checkout needs: Python 3.11 or newer, make, and a network for pip. No virtual environment to activate.
 #
-#   make run ARGS='--config examples/dicom-scp/config.toml'
+#   make run ARGS='--config examples/dicom-to-jmix/config.toml'
 #   make test ARGS='tests/ul -k pdu'
 
 ARGS ?=
