@@ -131,6 +131,8 @@ class JmixEndpoint:
             stored = await asyncio.to_thread(self._envelopes.get, envelope_id)
         except KeyError:
             raise HTTPError(404, "no such envelope") from None
+        if not stored.path.is_file():
+            raise HTTPError(404, "no such envelope")
         wanted = _wanted_format(request.headers.get("accept"))
         headers = {
             "Content-Type": MEDIA_TYPES[wanted],
@@ -144,7 +146,10 @@ class JmixEndpoint:
         repack = (
             self._envelopes.iter_as_zip if wanted is ArchiveFormat.ZIP else self._envelopes.iter_as_tar_gz
         )
-        chunks = await asyncio.to_thread(repack, envelope_id)
+        try:
+            chunks = await asyncio.to_thread(repack, envelope_id)
+        except (KeyError, FileNotFoundError):  # removed meanwhile
+            raise HTTPError(404, "no such envelope") from None
         return Response(200, headers, _in_thread(chunks))
 
 
