@@ -20,6 +20,7 @@ from harmony.dicom.dictionary import format_tag, tag_of, vr_of
 from harmony.dicom.json_values import PERSON_NAME_GROUPS, Element, Model
 
 __all__ = [
+    "PERSON_NAME_GROUPS",
     "PIXEL_DATA",
     "DataSetError",
     "Element",
