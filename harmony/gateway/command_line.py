@@ -1,4 +1,4 @@
-"""`python -m harmony`: arguments, `--check`, and the way into the running gateway.
+"""`python -m harmony`: arguments, `--check`, `outbox`, and the way into the running gateway.
 
 Exit status 0 after a clean stop or a good check, 2 for arguments and configurations that cannot be used; whatever the
 gateway returns otherwise. Without `--config` the embedded default runs: no file is looked for, so that the folder one
@@ -26,7 +26,10 @@ EXIT_UNUSABLE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.retry is not None and arguments.command != "outbox":
+        parser.error("--retry belongs to the outbox command")
     if arguments.print_default:
         sys.stdout.write(DEFAULT_CONFIG)
         return 0
@@ -42,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         print("\n".join(summary(config)))
         return 0
+    # Imported late: checking a configuration needs neither an event loop nor what the services are made of.
+    if arguments.command == "outbox":
+        show: Callable[..., int] = importlib.import_module("harmony.gateway.outbox_command").run
+        return show(config, retry=arguments.retry)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    # Imported late: checking a configuration needs neither an event loop nor what the services are made of.
     run: Callable[[LoadedConfig], int] = importlib.import_module("harmony.gateway.app").run
     return run(config)
 
@@ -56,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="docs/CONFIGURATION.md describes the configuration file.",
     )
     parser.add_argument(
-        "command", nargs="?", choices=["start"], help="optional, start is what happens anyway"
+        "command",
+        nargs="?",
+        choices=["start", "outbox"],
+        help="start, which is what happens anyway, or outbox: list the envelopes that are not delivered yet",
     )
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="main configuration file (.toml)")
     parser.add_argument(
@@ -69,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=list(LOG_LEVELS),
         metavar="LEVEL",
         help=f"instead of the file's: {', '.join(LOG_LEVELS)}",
+    )
+    parser.add_argument(
+        "--retry", metavar="ID", help='with outbox: try a parked envelope again, or "all" of them'
     )
     parser.add_argument("--version", action="version", version=f"harmony {harmony.__version__}")
     return parser

@@ -100,7 +100,7 @@ class JmixUpstream:
         status = answer.status
         if 200 <= status < 300 or status == CONFLICT:
             return Result(Verdict.DELIVERED, status)
-        said = answer.body[:ERROR_TEXT_BYTES].decode("utf-8", "replace").replace("\n", " ")
+        said = _printable(answer.body[:ERROR_TEXT_BYTES].decode("utf-8", "replace"))
         text = f"the upstream answered {status}: {said}"
         permanent = 400 <= status < 500 and status not in RETRIED_STATUSES
         return Result(Verdict.PARK if permanent else Verdict.RETRY, status, text)
@@ -240,6 +240,11 @@ class Courier:
             case Verdict.PARK:
                 outbox.parked(delivery.id, error=result.error, now=now, http_status=result.status)
                 logger.error("envelope %s parked for %s: %s", delivery.envelope_id, name, result.error)
+
+
+def _printable(text: str) -> str:
+    """For logs, which are read line by line, and on terminals."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _authentication(configured: ConfiguredAuthentication | None) -> Authentication | None:
