@@ -1,4 +1,4 @@
-"""C-CANCEL, both roles (PS3.7 §9.3.2.3, PS3.4 §C.4).
+"""How a query or retrieve ends early: C-CANCEL, both roles (PS3.7 §9.3.2.3, PS3.4 §C.4), and lost associations.
 
 As SCU, whoever leaves an operation early calls `end_early`: C-CANCEL-RQ, then the responses up to the final one, which
 is due within a limit.
@@ -7,7 +7,10 @@ As SCP, a handler that waits for a slow source has to stop when C-CANCEL-RQ come
 C-STORE has to finish it. `Interruption.wait` marks the first kind of waiting. It costs one task for an operation, none
 for a wait.
 
-Called by `query`, `retrieve` and `retrieve_scp`.
+An association that ends after part of the responses is `OperationInterrupted`: what has come cannot be taken back, so
+trying again is not for a pool to decide.
+
+Called by `query`, `retrieve`, `retrieve_scp` and `pool`.
 """
 
 from __future__ import annotations
@@ -19,9 +22,26 @@ from typing import Any, Final, Self, TypeVar
 
 from harmony.dimse.invocation import Invocation
 from harmony.ul.association import Association
-from harmony.ul.errors import AssociationError, DeadlineExceeded
+from harmony.ul.errors import (
+    AssociationAborted,
+    AssociationError,
+    AssociationReleased,
+    ConnectionLost,
+    DeadlineExceeded,
+)
 
-__all__ = ["CANCEL_S", "END", "End", "Interrupted", "Interruption", "end_early", "send_cancel"]
+__all__ = [
+    "CANCEL_S",
+    "END",
+    "End",
+    "Interrupted",
+    "Interruption",
+    "OperationInterrupted",
+    "close_iterator",
+    "end_early",
+    "is_loss",
+    "send_cancel",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +51,18 @@ would keep the association busy with what nobody wants any more, so it is aborte
 
 
 # --- SCU ------------------------------------------------------------------------------------------------
+
+
+class OperationInterrupted(AssociationError):
+    """The association was lost in the middle of an operation, after part of what it asked for had come; __cause__ says
+    how."""
+
+
+def is_loss(error: AssociationError) -> bool:
+    """True when the peer, or the network, ended the association; not for a deadline of ours, nor for our abort."""
+    if isinstance(error, AssociationAborted):
+        return error.by_peer
+    return isinstance(error, ConnectionLost | AssociationReleased)
 
 
 async def send_cancel(invocation: Invocation) -> bool:

@@ -5,8 +5,8 @@ wait and other devices send. A C-STORE-RQ says whose it is with Move Originator 
 Move Originator Message ID (0000,1031):
 
 1. Both are there: they name a waiting move, or it is nobody's. Nothing is guessed.
-2. One or both are missing (they are optional in PS3.7): of the moves that wait at the peer whose AE title is calling, and
-   that agree with the element that is there, the only one. With none or several it is nobody's.
+2. One or both are missing (they are optional in PS3.7): of the moves that wait at the peer whose AE title is calling,
+   and that agree with the element that is there, the only one. With none or several it is nobody's.
 
 Nobody's instance goes to `unmatched`, by default a refusal. Message IDs of waiting moves differ from each other even on
 different associations, and those of moves that were given up are not used again soon: what still comes for them is

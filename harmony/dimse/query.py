@@ -23,8 +23,10 @@ from harmony.dimse.cancellation import (
     End,
     Interrupted,
     Interruption,
+    OperationInterrupted,
     close_iterator,
     end_early,
+    is_loss,
     send_cancel,
 )
 from harmony.dimse.command import PRIORITY_MEDIUM, CFindRQ, CFindRSP
@@ -70,7 +72,7 @@ async def find(
     sop_class_uid: a FIND SOP class, or several of which the first accepted one is taken. limit: matches wanted; then
     the query is cancelled. cancel_s: for the final response after C-CANCEL, else the association is aborted.
     Raises DimseError for a final status that is a failure, or Cancel without having been asked for,
-    NoPresentationContext, and AssociationError when the association ends first.
+    NoPresentationContext, and AssociationError when the association ends first: OperationInterrupted after a match.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, expected at least 1")
@@ -98,6 +100,10 @@ async def find(
                 yield Match(response.data_set, response.status, context.transfer_syntax)
                 if count == limit:
                     return
+    except AssociationError as error:
+        if count and is_loss(error):
+            raise OperationInterrupted(f"after {count} matches: {error}") from error
+        raise
     finally:
         await end_early(invocation, scu.association, cancelled=cancelled, cancel_s=cancel_s)
 

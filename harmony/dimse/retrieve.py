@@ -1,7 +1,8 @@
 """C-GET and C-MOVE as SCU (PS3.4 §C.4.2, §C.4.3; PS3.7 §9.1.3, §9.1.4).
 
-Both open a `Retrieval` for the length of a block: an iterator of counters while the peer works, then a result. Leaving
-the block early, by an exception or a cancellation too, sends C-CANCEL-RQ and waits, not for ever, for the final response.
+Both open a `Retrieval` for the length of a block: an iterator of counters while the peer works, then a result.
+Leaving the block early, by an exception or a cancellation too, sends C-CANCEL-RQ and waits, not for ever, for the
+final response.
 
     receiver = GetReceiver()
     proposal = propose_get([STUDY_ROOT.get], [(CT_IMAGE_STORAGE, [EXPLICIT_VR_LITTLE_ENDIAN])])
@@ -21,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from harmony.dimse.cancellation import CANCEL_S, end_early, send_cancel
+from harmony.dimse.cancellation import CANCEL_S, OperationInterrupted, end_early, is_loss, send_cancel
 from harmony.dimse.command import PRIORITY_MEDIUM, CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
 from harmony.dimse.information_model import Identifier, accepted_context, encode_identifier
 from harmony.dimse.invocation import Invocation, Response
@@ -33,7 +34,7 @@ from harmony.dimse.sink import Sink
 from harmony.dimse.status import DimseError, Status, StatusClass, classify
 from harmony.dimse.sub_operations import Counters, decode_failed_sop_instance_uids
 from harmony.ul.association import Association
-from harmony.ul.errors import DeadlineExceeded, LocalProtocolError
+from harmony.ul.errors import AssociationError, DeadlineExceeded, LocalProtocolError
 
 __all__ = ["GetReceiver", "Retrieval", "RetrieveFailed", "RetrieveResult", "get", "move"]
 
@@ -65,13 +66,13 @@ class Retrieval:
     """A C-GET or C-MOVE under way: iterate over the Counters of its Pending responses.
 
     Iteration ends with the final response; it raises RetrieveFailed for a failure status, or Cancel without having been
-    asked for, and AssociationError when the association ends first.
+    asked for, and AssociationError when the association ends first: OperationInterrupted when something has come.
     """
 
     def __init__(
         self,
         invocation: Invocation,
-        association: Association,
+        scu: SCU,
         *,
         transfer_syntax_uid: str,
         expectation: Expectation | None = None,
@@ -81,7 +82,9 @@ class Retrieval:
         self.invocation = invocation
         self.cancelled = False
         """C-CANCEL-RQ has been sent."""
-        self._association = association
+        self._scu = scu
+        self._requests_before = scu.exchange.requests_received
+        self._pendings = 0
         self._transfer_syntax_uid = transfer_syntax_uid
         self._expectation = expectation
         self._response_s = response_s
@@ -105,9 +108,15 @@ class Retrieval:
     async def __anext__(self) -> Counters:
         if self._result is not None:
             raise StopAsyncIteration
-        response = await self._next_response()
+        try:
+            response = await self._next_response()
+        except AssociationError as error:
+            if is_loss(error) and self._something_came():
+                raise OperationInterrupted(f"in the middle of a retrieve: {error}") from error
+            raise
         counters = _counters(response)
         if response.status_class is StatusClass.PENDING:
+            self._pendings += 1
             return counters
         self._result = self._final_result(response, counters)
         self._check()
@@ -124,6 +133,14 @@ class Retrieval:
         """Ask the peer to stop (C-CANCEL-RQ); the iteration goes on to the final response, normally 0xFE00."""
         if not self.cancelled:
             self.cancelled = await send_cancel(self.invocation)
+
+    def _something_came(self) -> bool:
+        """A Pending response, or an instance here or at the server that waits for it."""
+        return bool(
+            self._pendings
+            or self._scu.exchange.requests_received != self._requests_before
+            or (self._expectation is not None and self._expectation.received)
+        )
 
     def _check(self) -> None:
         status_class = classify(self.result.status)
@@ -154,7 +171,7 @@ class Retrieval:
                     return await anext(self.invocation)
             except TimeoutError:
                 if expectation.received == received and not expectation.busy:
-                    self._association.abort(DeadlineExceeded("the DIMSE response", response_s))
+                    self._scu.association.abort(DeadlineExceeded("the DIMSE response", response_s))
 
 
 def _counters(response: Response) -> Counters:
@@ -236,7 +253,7 @@ async def get(
             context,
             encode_identifier(identifier, context),
         )
-        retrieval = Retrieval(invocation, scu.association, transfer_syntax_uid=context.transfer_syntax)
+        retrieval = Retrieval(invocation, scu, transfer_syntax_uid=context.transfer_syntax)
         try:
             yield retrieval
         finally:
@@ -290,7 +307,7 @@ async def move(
                 pass  # the exchange offers the next one
         retrieval = Retrieval(
             invocation,
-            scu.association,
+            scu,
             transfer_syntax_uid=context.transfer_syntax,
             expectation=expectation,
             response_s=response_s,
