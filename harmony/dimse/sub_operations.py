@@ -95,10 +95,12 @@ class SubOperations:
             case _:
                 self.failed_sop_instance_uids.append(sop_instance_uid)
         if self._expected is not None and self._total is not None:
-            left = self._expected.pop(sop_instance_uid, 0)
+            left = self._expected.get(sop_instance_uid, 0)
             if left > 1:
                 self._expected[sop_instance_uid] = left - 1
-            elif not left:
+            elif left:
+                del self._expected[sop_instance_uid]
+            else:
                 self._total += 1  # one more than was announced, not instead of another
 
     def fail_remaining(self) -> None:
