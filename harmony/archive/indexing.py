@@ -1,0 +1,480 @@
+"""Keep an index of the files in step with them: while objects arrive, after a crash, and from nothing.
+
+    before the name   journal line        `append`, `sync`: what is not in the index yet, written down (`pending`)
+    after the name    `stored`            queued, and no more: 2 us in the event loop
+    in a thread       read, decode, add   in batches, one transaction each
+
+A query waits until all is in that was queued before it, so an object that was acknowledged is found. While objects
+keep arriving and nobody asks, the thread takes only a fifth of the time, because decoding competes with receiving for
+the interpreter; it catches up as soon as there is a pause, a query, or too long a queue.
+
+After a crash of the program the log says what to index; after one of the machine, or when the log cannot say, every
+file is compared with the index by size and time; an index that is missing, damaged or of another version is made
+again from the files. All of this happens in `open`, before the first answer.
+
+Everything but `append`, `stored` and `stream` blocks. Called by the gateway, and by `harmony index rebuild`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from harmony.archive.index import (
+    ArchiveIndexError,
+    Counts,
+    Entity,
+    Index,
+    IndexedInstance,
+    IndexState,
+    Level,
+    StoredInstance,
+    UniqueKeys,
+)
+from harmony.archive.matching import Matcher
+from harmony.archive.pending import PendingLog
+from harmony.archive.sqlite_index import SQLiteIndex
+from harmony.archive.stored import Disposition, StoredObject
+from harmony.archive.stored_header import NotOurs, read_stored_header
+
+__all__ = ["ArchiveIndex", "Progress", "rebuild", "stream"]
+
+logger = logging.getLogger("harmony.archive")
+
+BATCH = 128
+"""Objects per transaction: committing costs about as much as indexing three."""
+GATHER_S = 0.01
+"""Wait for more to arrive before a batch is begun that nobody waits for."""
+BUSY_SHARE = 0.2
+"""Of the time, while objects arrive: leaves receiving more than three quarters of its rate."""
+MAXIMUM_BACKLOG = 20_000
+"""Objects waiting; more, and the thread takes all the time it can get. As many are indexed within some five seconds,
+which is what a query may then have to wait, and take 20 MB of memory."""
+RETRY_S = 1.0
+"""After the index could not be written, as on a full disk."""
+REBUILD_BATCH = 1000
+MAXIMUM_REPORTED = 1000
+"""Files that are not ours, by name; the others are counted."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far comparing the files with the index has come."""
+
+    files: int = 0
+    """Looked at."""
+    indexed: int = 0
+    removed: int = 0
+    """Taken out of the index, because there is no such file."""
+    skipped: int = 0
+    """Files that are not the archive's."""
+    reported: list[tuple[str, str]] = field(default_factory=list)
+    """The first MAXIMUM_REPORTED of these: path relative to the root, and why."""
+
+    def skip(self, path: str, reason: str) -> None:
+        self.skipped += 1
+        if len(self.reported) < MAXIMUM_REPORTED:
+            self.reported.append((path, reason))
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """One file to look at."""
+
+    path: str
+    only_when_missing: bool = False
+    mark: int = 0
+
+
+class ArchiveIndex:
+    """The index of one FileStore: a Journal, an on_stored callback, and the answers.
+
+    root: the FileStore's. directory: of the index and its log, made when missing; default `<root>/.index`.
+    durable: for durability "fsync": what is committed is on the disk.
+    verify_files: look whether the file of an answer is still there; off for an index without files.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        directory: Path | None = None,
+        durable: bool = False,
+        verify_files: bool = True,
+        maximum_backlog: int = MAXIMUM_BACKLOG,
+    ) -> None:
+        self.root = os.path.abspath(root)
+        self.directory = directory or Path(self.root) / ".index"
+        self._durable = durable
+        self._verify_files = verify_files
+        self._maximum_backlog = maximum_backlog
+        self._prefix = len(self.root) + 1
+        self._index: Index | None = None
+        self._log: PendingLog | None = None
+        self._queue: deque[_Arrival] = deque()
+        self._changed = threading.Condition()
+        self._queued = 0
+        self._done = 0
+        self._waiting = 0  # callers of flush()
+        self._sleeping = False  # the thread waits for an arrival
+        self._closing = False
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._stale_mark = 0
+
+    def __repr__(self) -> str:
+        return f"<ArchiveIndex {self.directory} {self._queued - self._done} waiting>"
+
+    def open(self, report: Report | None = None) -> None:
+        """Open the index and bring it into agreement with the files, which may take a millisecond per file.
+
+        Raises IndexInUse, ArchiveIndexError, OSError.
+        """
+        self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        index = SQLiteIndex(
+            self.directory, root=self.root, durable=self._durable, verify_files=self._verify_files
+        )
+        try:
+            self._log = log = PendingLog(self.directory)
+            if index.state is not IndexState.CURRENT:
+                logger.info("%s: %s; comparing it with the files", self.directory, index.state.value)
+                compare(index, self.root, report)
+            else:
+                _index_paths(index, self.root, log.found, Progress())
+            index.set_current()
+            log.rotate(durable=self._durable)
+        except BaseException:
+            index.close()
+            raise
+        self._index = index
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="harmony-index", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Index what is queued and close. Nothing may be stored any more; open() opens it again."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+    # While objects arrive: called in the event loop
+
+    def append(self, stored: StoredObject) -> None:
+        """Write an object down, before it has its name (`Journal`). Raises OSError."""
+        if self._log is not None and stored.disposition not in _UNCHANGED:
+            self._log.append(stored.path[self._prefix :])
+
+    def sync(self) -> None:
+        """Make what was written down durable (`Journal`); in a worker thread."""
+        if self._log is not None:
+            self._log.sync()
+
+    def stored(self, stored: StoredObject) -> None:
+        """Have an object indexed, now that it has its name (`on_stored`)."""
+        mark = self._log.mark() if self._log is not None else 0
+        arrival = _Arrival(stored.path[self._prefix :], stored.disposition in _UNCHANGED, mark)
+        with self._changed:
+            self._queue.append(arrival)
+            self._queued += 1
+            if self._sleeping:
+                self._changed.notify_all()
+
+    # Answers
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything is in the index that was queued before. Raises ArchiveIndexError, TimeoutError."""
+        with self._changed:
+            if self._index is None:
+                raise ArchiveIndexError("the index is closed")
+            target = self._queued
+            if self._done >= target:
+                return
+            self._waiting += 1
+            self._changed.notify_all()
+            try:
+                in_time = self._changed.wait_for(
+                    lambda: self._done >= target or self._error is not None or self._thread is None, timeout_s
+                )
+                if self._done >= target:
+                    return
+                if not in_time:
+                    raise TimeoutError(f"{target - self._done} objects were not indexed within {timeout_s} s")
+                raise ArchiveIndexError("objects cannot be indexed") from self._error
+            finally:
+                self._waiting -= 1
+
+    def _current(self) -> Index:
+        self.flush()
+        index = self._index
+        if index is None:
+            raise ArchiveIndexError("the index is closed")
+        return index
+
+    def query(
+        self, level: Level, matcher: Matcher, *, limit: int | None = None, offset: int = 0
+    ) -> Iterator[Entity]:
+        """Yield what matches, see `Index.query`; all that was acknowledged before is found."""
+        return self._current().query(level, matcher, limit=limit, offset=offset)
+
+    def instances(self, keys: UniqueKeys) -> Iterator[StoredInstance]:
+        return self._current().instances(keys)
+
+    def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
+        return self._current().headers(keys)
+
+    def count(self, keys: UniqueKeys) -> int:
+        return self._current().count(keys)
+
+    def counts(self) -> Counts:
+        return self._current().counts()
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Take files out of the index that were, or are about to be, deleted. paths: absolute."""
+        self._current().remove(path[self._prefix :] for path in paths)
+
+    # The thread
+
+    def _run(self) -> None:
+        index, log = self._index, self._log
+        assert index is not None
+        assert log is not None
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                return
+            started, queued = time.monotonic(), self._queued
+            try:
+                self._index_batch(index, log, batch)
+                error = None
+            except Exception as raised:
+                error = raised
+            with self._changed:
+                self._error = error
+                if error is None:
+                    self._done += len(batch)
+                else:
+                    self._queue.extendleft(reversed(batch))
+                self._changed.notify_all()
+                if error is not None:
+                    logger.error("objects cannot be indexed, trying again: %s", error, exc_info=error)
+                    if self._closing:
+                        return
+                    self._changed.wait_for(lambda: self._closing, RETRY_S)
+                elif self._queue and self._queued > queued:
+                    rest_s = (time.monotonic() - started) * (1 / BUSY_SHARE - 1)
+                    self._changed.wait_for(self._in_a_hurry, rest_s)
+
+    def _in_a_hurry(self) -> bool:
+        return bool(self._waiting or self._closing or len(self._queue) > self._maximum_backlog)
+
+    def _next_batch(self) -> list[_Arrival]:
+        """Wait for arrivals and take some; none when closing."""
+        with self._changed:
+            self._sleeping = True
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            self._sleeping = False
+            if len(self._queue) < BATCH:
+                self._changed.wait_for(self._in_a_hurry, GATHER_S)
+            return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+
+    def _index_batch(self, index: Index, log: PendingLog, batch: list[_Arrival]) -> None:
+        # Of several arrivals of one path the last has the file as it is now.
+        latest = {arrival.path: arrival for arrival in batch}
+        paths = [
+            arrival.path
+            for arrival in latest.values()
+            if not (arrival.only_when_missing and index.has(arrival.path))
+        ]
+        _index_paths(index, self.root, paths, Progress())
+        log.settle([*latest], max(arrival.mark for arrival in batch))
+        if log.is_due:
+            # What was written down long ago and never stored was refused; or it was stored, and is indexed now.
+            refused = log.pending(self._stale_mark)
+            _index_paths(index, self.root, refused, Progress())
+            log.settle(refused, self._stale_mark)
+            self._stale_mark = log.mark()
+            log.rotate(durable=self._durable)
+
+
+_UNCHANGED = frozenset((Disposition.IDENTICAL, Disposition.KEPT_FIRST))
+
+
+# From the files
+
+
+def rebuild(root: Path, *, directory: Path | None = None, report: Report | None = None) -> Progress:
+    """Make the index of an archive again from its files; nobody may have it open. Blocks, a millisecond per file.
+
+    report: called every REBUILD_BATCH files, and at the end. Raises IndexInUse, ArchiveIndexError, OSError.
+    """
+    absolute = os.path.abspath(root)
+    directory = directory or Path(absolute) / ".index"
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    index = SQLiteIndex(directory, root=absolute, verify_files=True)
+    try:
+        index.clear()
+        log = PendingLog(directory)
+        progress = compare(index, absolute, report)
+        index.set_current()
+        log.close()
+    finally:
+        index.close()
+    return progress
+
+
+def compare(index: Index, root: str, report: Report | None = None) -> Progress:
+    """Bring an index into agreement with the files: by size and time of each, reading only what differs."""
+    progress = Progress()
+    known = {hash(entry) for entry in index.files()}
+    seen: set[int] = set()
+    differing: list[str] = []
+    for path, size_bytes, received_ns in _files(root, progress):
+        progress.files += 1
+        if hash((path, size_bytes, received_ns)) in known:
+            seen.add(hash(path))
+        else:
+            differing.append(path)
+        if len(differing) >= REBUILD_BATCH:
+            seen.update(hash(path) for path in _index_paths(index, root, differing, progress))
+            differing = []
+        if report is not None and progress.files % REBUILD_BATCH == 0:
+            report(progress)
+    seen.update(hash(path) for path in _index_paths(index, root, differing, progress))
+    gone = [path for path, _, _ in index.files() if hash(path) not in seen]
+    index.remove(gone)
+    progress.removed += len(gone)
+    for path, reason in progress.reported:
+        logger.warning("not indexed: %s: %s", path, reason)
+    if report is not None:
+        report(progress)
+    return progress
+
+
+def _files(root: str, progress: Progress) -> Iterator[tuple[str, int, int]]:
+    """Yield path, size and time of what may be ours: `<study>/<series>/<name>.dcm`. Nothing hidden, no links."""
+    for study in _entries(root, "", progress):
+        for series in _entries(root, f"{study.name}/", progress) if _is_folder(study, "", progress) else ():
+            folder = f"{study.name}/{series.name}/"
+            for entry in (
+                _entries(root, folder, progress) if _is_folder(series, f"{study.name}/", progress) else ()
+            ):
+                if not entry.is_file(follow_symlinks=False) or not entry.name.endswith(".dcm"):
+                    progress.skip(folder + entry.name, "it is no file that ends in .dcm")
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield folder + entry.name, status.st_size, status.st_mtime_ns
+
+
+def _entries(root: str, folder: str, progress: Progress) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(f"{root}/{folder}") as entries:
+            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        progress.skip(folder, str(error.strerror))
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str], parent: str, progress: Progress) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    progress.skip(parent + entry.name, "it is no folder of a study or series")
+    return False
+
+
+def _index_paths(index: Index, root: str, paths: Iterable[str], progress: Progress) -> list[str]:
+    """Read files and put them into the index, or take them out when they are gone. Returns those put in."""
+    instances: list[IndexedInstance] = []
+    gone: list[str] = []
+    for path in paths:
+        try:
+            instances.append(read_stored_header(root, path))
+        except (FileNotFoundError, NotADirectoryError):
+            gone.append(path)
+        except (NotOurs, PermissionError, IsADirectoryError) as error:
+            progress.skip(path, str(error) if isinstance(error, NotOurs) else str(error.strerror))
+            gone.append(path)
+    if gone:
+        index.remove(gone)
+    if instances:
+        index.add(instances)
+        progress.indexed += len(instances)
+    return [instance.path for instance in instances]
+
+
+# In an event loop
+
+
+async def stream(
+    answers: Callable[[], Iterator[T]],
+    *,
+    executor: Executor | None = None,
+    chunks: Iterable[int] = (1, 15, 64, 256),
+) -> AsyncIterator[T]:
+    """Bring what a blocking iterator yields into the event loop, as fast as it is taken and no faster.
+
+    answers: makes the iterator, called in the executor as well. chunks: how many to get at a time, the last from then
+    on: a first answer soon, and few switches of threads for many. Closing the generator closes the iterator.
+    """
+    loop = asyncio.get_running_loop()
+    source = _Chunks(answers)
+    size = 1
+    sizes = iter(chunks)
+    try:
+        while True:
+            size = next(sizes, size)
+            chunk = await loop.run_in_executor(executor, source.next, size)
+            for answer in chunk:
+                yield answer
+            if len(chunk) < size:
+                return
+    finally:
+        await asyncio.shield(loop.run_in_executor(executor, source.close))
+
+
+class _Chunks(Generic[T]):
+    """An iterator in another thread; closing waits for the chunk that a cancelled task left behind."""
+
+    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
+        self._make = make
+        self._iterator: Iterator[T] | None = None
+        self._lock = threading.Lock()
+
+    def next(self, size: int) -> list[T]:
+        with self._lock:
+            if self._iterator is None:
+                self._iterator = self._make()
+            return list(islice(self._iterator, size))
+
+    def close(self) -> None:
+        with self._lock:
+            if isinstance(self._iterator, Generator):
+                self._iterator.close()
