@@ -10,14 +10,18 @@ from harmony.dimse.move_receiver import RETIRED_LIMIT, MessageIDTaken, MoveRecei
 from harmony.dimse.operation import StoreRequest
 
 
+class Incoming:
+    """As much of an association as the receiver looks at."""
+
+    def __init__(self, calling_ae_title):
+        self.agreed = SimpleNamespace(calling_ae_title=calling_ae_title)
+        self.is_open = True
+        self.user = SimpleNamespace(busy=lambda: True)
+
+
 def request(ae_title="", message_id=None, calling="PACS"):
     command = CStoreRQ(1, "1.2.840.10008.5.1.4.1.1.2", "1.2.3", 0, ae_title, message_id)
-    association = SimpleNamespace(
-        agreed=SimpleNamespace(calling_ae_title=calling),
-        is_open=True,
-        user=SimpleNamespace(busy=lambda: True),
-    )
-    return StoreRequest(command, None, association)
+    return StoreRequest(command, None, Incoming(calling))
 
 
 @pytest.fixture
