@@ -253,11 +253,12 @@ def character_set(specific_character_set: str | Iterable[str | None] | None) -> 
 @lru_cache(maxsize=256)
 def _character_set(terms: tuple[str, ...]) -> CharacterSet | None:
     corrected = [_defined_term(term, alone=len(terms) == 1) for term in terms[:16]]
-    known = [term for term in corrected if term is not None]
-    if known[:1] == [""] and len(known) == 1:
-        known = []
-    if corrected[:1] == [None] or (not known and any(terms)):
+    if corrected and not any(term is not None for term in corrected):
         return None
+    # An unknown first value leaves the default repertoire; an unknown extension is never switched to.
+    known = [corrected[0] or "", *(term for term in corrected[1:] if term)] if corrected else []
+    if known == [""]:
+        known = []
     if known and known[0] in _STANDALONE:  # which allow no extensions (PS3.3 §C.12.1.1.2)
         return CharacterSet((known[0],))
     return CharacterSet(tuple(term for term in known if term not in _STANDALONE))

@@ -17,14 +17,27 @@ Deliberately not here: the values themselves (`harmony.dicom.json_values`), pixe
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
-from struct import Struct
-from typing import Literal
+from collections.abc import Iterator
 
 from harmony.dicom.character_set import ASCII, CharacterSet, character_set
-from harmony.dicom.dictionary import ambiguous_vr_of, vr_of
-from harmony.dicom.json_values import BULK_VRS, Converter, Element, Model, converters
-from harmony.dicom.vr import KNOWN_VRS
+from harmony.dicom.dictionary import ambiguous_vr_of
+from harmony.dicom.element_header import (
+    IMPLICIT,
+    ITEM,
+    ITEM_END,
+    NO_VR,
+    SEQUENCE_END,
+    SHORT_LENGTH,
+    SKIPPED_GROUPS,
+    SPECIFIC_CHARACTER_SET,
+    UNDEFINED_LENGTH,
+    UNKNOWN_VR,
+    ElementEncoding,
+    Header,
+    encoding_of,
+    explicit_form,
+)
+from harmony.dicom.json_values import BULK_VRS, Element, Model
 
 __all__ = ["MAXIMUM_VALUE_BYTES", "PIXEL_DATA", "DataSetError", "decode_data_set"]
 
@@ -44,89 +57,13 @@ _SECOND_WINDOW_BYTES = 1024 * 1024
 
 _INFLATE_INPUT_BYTES = 4 * 1024  # small, because zlib copies what one call leaves over
 
-_UNDEFINED = 0xFFFFFFFF
 _NO_TAG = 1 << 32
-_SPECIFIC_CHARACTER_SET = 0x00080005
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
-_IMPLICIT_VR = "1.2.840.10008.1.2"
-_EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DEFLATED_EXPLICIT_VR = "1.2.840.10008.1.2.1.99"
-
-# Forms of element headers (PS3.5 §7.1.2, §7.1.3). The value of a UN element is Implicit VR Little Endian
-# whatever surrounds it (PS3.5 §6.2.2 note 2).
-_SHORT_LENGTH, _LONG_LENGTH, _UNKNOWN_VR, _NO_VR = range(4)
-_LONG_VRS = frozenset("OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # noqa: SIM905 (a table)
 
 
 class DataSetError(ValueError):
     """The bytes are no data set. The message holds no content."""
-
-
-# form, tag, key in the model, VR, and what turns the value into an element; None: not simply a value.
-_Header = tuple[int, int, str, str, Converter | None]
-
-
-class _Encoding:
-    """How elements are encoded, with the headers seen so far."""
-
-    def __init__(self, name: str, *, explicit: bool, byteorder: Literal["little", "big"] = "little") -> None:
-        order = "<" if byteorder == "little" else ">"
-        self.name = name
-        self.explicit = explicit
-        self.header_bytes = 6 if explicit else 4
-        self.headers: dict[bytes, _Header] = {}
-        self.short_length: Callable[[bytes, int], tuple[int]] = Struct(order + "H").unpack_from
-        self.long_length: Callable[[bytes, int], tuple[int]] = Struct(order + "I").unpack_from
-        self.item: Callable[[bytes, int], tuple[int, int, int]] = Struct(order + "HHI").unpack_from
-        self.item_tags = frozenset(_tag_bytes(tag, byteorder) for tag in (_ITEM, _SEQUENCE_END))
-        self.byteorder = byteorder
-        self.converters = converters(byteorder)
-
-    def header(self, prefix: bytes) -> _Header:
-        """Work out what a header that begins with these bytes means, and remember it."""
-        order = self.byteorder
-        tag = int.from_bytes(prefix[0:2], order) << 16 | int.from_bytes(prefix[2:4], order)
-        form, vr = _NO_VR, ""
-        if self.explicit and tag >> 16 != 0xFFFE:
-            form, vr = _explicit_form(prefix[4:6])
-        choice = not vr and ambiguous_vr_of(tag) == "US or SS"
-        vr = vr or vr_of(tag)
-        convert = self.converters.get(vr)
-        skipped = tag >> 16 in _SKIPPED_GROUPS or tag & 0xFFFF == 0
-        if form == _UNKNOWN_VR or choice or skipped or tag == _SPECIFIC_CHARACTER_SET:
-            convert = None
-        header = (form, tag, f"{tag:08X}", vr, convert)
-        if len(self.headers) < _MAXIMUM_HEADERS:
-            self.headers[prefix] = header
-        return header
-
-
-_SKIPPED_GROUPS = (0x0000, 0x0002, 0xFFFE)  # command, file meta, delimiters: no attributes of a data set
-_MAXIMUM_HEADERS = 16384  # a peer can invent any number of tags; this many are 4 MB
-
-
-def _tag_bytes(tag: int, byteorder: Literal["little", "big"]) -> bytes:
-    return (tag >> 16).to_bytes(2, byteorder) + (tag & 0xFFFF).to_bytes(2, byteorder)
-
-
-def _explicit_form(vr: bytes) -> tuple[int, str]:
-    """Return the form of a header and its VR, "" where the dictionary must tell."""
-    name = vr.decode("latin_1")
-    if name == "UN":
-        return _UNKNOWN_VR, ""  # the dictionary may know better than the sender
-    if vr in KNOWN_VRS:
-        return (_LONG_LENGTH if name in _LONG_VRS else _SHORT_LENGTH), name
-    if vr.isalpha() and vr.isascii() and vr.isupper():
-        return _LONG_LENGTH, ""  # of a later edition of PS3.5, all of which have a 32-bit length
-    if vr == b"\0\0" or all(0x20 <= byte < 0x7F for byte in vr):
-        return _SHORT_LENGTH, ""  # `??`, blanks, NULs: toolkits that did not know a private attribute
-    return _NO_VR, ""  # half of the length of an element that is really Implicit VR
-
-
-_IMPLICIT = _Encoding("Implicit VR Little Endian", explicit=False)
-_LITTLE_ENDIAN = _Encoding("Explicit VR Little Endian", explicit=True)
-_BIG_ENDIAN = _Encoding("Explicit VR Big Endian", explicit=True, byteorder="big")
 
 
 class _Sequence:
@@ -134,7 +71,9 @@ class _Sequence:
 
     __slots__ = ("defined", "element", "encoding", "end", "start")
 
-    def __init__(self, element: Element, encoding: _Encoding, *, start: int, end: int, defined: bool) -> None:
+    def __init__(
+        self, element: Element, encoding: ElementEncoding, *, start: int, end: int, defined: bool
+    ) -> None:
         self.element = element
         self.encoding = encoding
         self.start = start
@@ -160,7 +99,7 @@ class _Level:
 
     def __init__(
         self,
-        encoding: _Encoding,
+        encoding: ElementEncoding,
         end: int,
         *,
         characters: CharacterSet = ASCII,
@@ -201,7 +140,7 @@ def decode_data_set(
     deflated = transfer_syntax_uid == _DEFLATED_EXPLICIT_VR
     for window, complete in _inflated(data) if deflated else _windows(data):
         start = _after_file_meta(window)
-        decoder = _Decoder(window, _encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes)
+        decoder = _Decoder(window, encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes)
         model = decoder.run(start, stop_before)
         if complete or decoder.stopped:
             if not model and not decoder.understood and any(window[:64]):
@@ -213,7 +152,7 @@ def decode_data_set(
 class _Decoder:
     """The state of one decoding. `_elements` reads values, the methods after it all that is no plain value."""
 
-    def __init__(self, data: bytes, encoding: _Encoding, maximum_value_bytes: int) -> None:
+    def __init__(self, data: bytes, encoding: ElementEncoding, maximum_value_bytes: int) -> None:
         self.stopped = False
         """The end was found; more bytes would not change the result."""
         self.understood = False
@@ -245,10 +184,10 @@ class _Decoder:
             prefix = data[at : at + prefix_bytes]
             header = known_header(prefix) or encoding.header(prefix)
             form, tag, key, _, convert = header
-            if form == _SHORT_LENGTH:
+            if form == SHORT_LENGTH:
                 (length,) = short_length(data, at + 6)
                 value = at + 8
-            elif form == _NO_VR:
+            elif form == NO_VR:
                 (length,) = long_length(data, at + 4)
                 value = at + 8
             elif at + 12 <= end:
@@ -268,12 +207,13 @@ class _Decoder:
                 last_tag = tag
                 model[key] = convert(data[value:at], characters)
             else:
-                self._keep(level, tag, key, convert(data[value:at], characters))
+                level.unordered = True
+                model.setdefault(key, convert(data[value:at], characters))
         self._budget = budget
         self._leave()
         return end if level.sequence is None else self._next_item(level.sequence, end)
 
-    def _unusual(self, level: _Level, header: _Header, value: int, length: int) -> int:
+    def _unusual(self, level: _Level, header: Header, value: int, length: int) -> int:
         """Handle an element that is not simply a value; return where to go on, at whatever level that is."""
         _, tag, key, vr, _ = header
         following = value + length
@@ -281,11 +221,12 @@ class _Decoder:
             return self._delimiter(level, tag, value)
         if tag >= level.stop_before or self._budget <= 0:
             self.stopped = True
+            self.understood |= tag == level.stop_before or following <= level.end
             return following
-        if tag >> 16 in _SKIPPED_GROUPS or tag & 0xFFFF == 0:
+        if tag >> 16 in SKIPPED_GROUPS or tag & 0xFFFF == 0:
             self.understood |= tag >> 16 >= 8 and following <= level.end
             return following
-        if length == _UNDEFINED:
+        if length == UNDEFINED_LENGTH:
             return self._undefined_length(level, header, value)
         if vr == "SQ" and length and length <= self._maximum_value_bytes:
             self.understood = True
@@ -300,17 +241,17 @@ class _Decoder:
         self._keep(level, tag, key, self._element(level, header, self._data[value:following]))
         return following
 
-    def _element(self, level: _Level, header: _Header, value: bytes) -> Element:
+    def _element(self, level: _Level, header: Header, value: bytes) -> Element:
         form, tag, _, vr, convert = header
         if len(value) > self._maximum_value_bytes or vr in BULK_VRS or vr == "SQ":
             return {"vr": vr}
-        known = _IMPLICIT.converters if form == _UNKNOWN_VR else level.encoding.converters
-        if tag == _SPECIFIC_CHARACTER_SET:
+        known = IMPLICIT.converters if form == UNKNOWN_VR else level.encoding.converters
+        if tag == SPECIFIC_CHARACTER_SET:
             element = known["CS"](value, ASCII)
             # An unknown set is the default repertoire, whose decoding takes what it cannot read for UTF-8.
             level.characters = character_set(element.get("Value")) or ASCII
             return element
-        if form in (_NO_VR, _UNKNOWN_VR, _SHORT_LENGTH) and convert is None and self._is_signed(tag):
+        if form in (NO_VR, UNKNOWN_VR, SHORT_LENGTH) and convert is None and self._is_signed(tag):
             vr = "SS"
         return known[vr](value, level.characters)
 
@@ -324,26 +265,26 @@ class _Decoder:
                 return bool(representation[0] == 1)
         return False
 
-    def _undefined_length(self, level: _Level, header: _Header, value: int) -> int:
+    def _undefined_length(self, level: _Level, header: Header, value: int) -> int:
         form, tag, key, vr, _ = header
         if vr in BULK_VRS:
             self._keep(level, tag, key, {"vr": vr})
             return self._after_fragments(level, value)
-        nested = self._data[value : value + 4] in level.encoding.item_tags or form == _UNKNOWN_VR
+        nested = self._data[value : value + 4] in level.encoding.item_tags or form == UNKNOWN_VR
         if vr not in ("SQ", "UN") and not nested:
             self.stopped = True  # a length that only sequences can have, and no sequence: lost
             return level.end
         self.understood = True
         return self._sequence(level, header, value, level.end, defined=False)
 
-    def _sequence(self, level: _Level, header: _Header, value: int, end: int, *, defined: bool) -> int:
+    def _sequence(self, level: _Level, header: Header, value: int, end: int, *, defined: bool) -> int:
         if len(self._levels) > MAXIMUM_NESTING:
             self.stopped = True
             return end
         form, tag, key, _, _ = header
         element: Element = {"vr": "SQ"}
         self._keep(level, tag, key, element)
-        encoding = _IMPLICIT if form == _UNKNOWN_VR else level.encoding
+        encoding = IMPLICIT if form == UNKNOWN_VR else level.encoding
         return self._next_item(_Sequence(element, encoding, start=value, end=end, defined=defined), value)
 
     def _next_item(self, sequence: _Sequence, at: int) -> int:
@@ -351,12 +292,12 @@ class _Decoder:
         while at + 8 <= sequence.end and not self.stopped:
             group, element, length = sequence.encoding.item(self._data, at)
             tag = group << 16 | element
-            if tag == _ITEM:
+            if tag == ITEM:
                 self._enter(sequence, at + 8, length)
                 return at + 8
-            if tag == _SEQUENCE_END and not sequence.defined:
+            if tag == SEQUENCE_END and not sequence.defined:
                 return self._end_sequence(sequence, at + 8)
-            if tag not in (_SEQUENCE_END, _ITEM_END):
+            if tag not in (SEQUENCE_END, ITEM_END):
                 # The delimiter is missing, if there should be one.
                 return self._end_sequence(sequence, sequence.end if sequence.defined else at)
             at += 8
@@ -365,7 +306,7 @@ class _Decoder:
 
     def _enter(self, sequence: _Sequence, at: int, length: int) -> None:
         self._spend()
-        defined = length != _UNDEFINED
+        defined = length != UNDEFINED_LENGTH
         item = _Level(
             sequence.encoding,
             min(at + length, sequence.end) if defined else sequence.end,
@@ -385,20 +326,20 @@ class _Decoder:
         """Handle a delimiter among the elements of a level: it ends items of undefined length, and is skipped
         elsewhere."""
         sequence = level.sequence
-        if sequence is None or level.defined or tag not in (_ITEM, _ITEM_END, _SEQUENCE_END):
+        if sequence is None or level.defined or tag not in (ITEM, ITEM_END, SEQUENCE_END):
             return value
         self._leave()
         # Without its own delimiter an item ends where the next one begins, or where the sequence ends.
-        return self._next_item(sequence, value if tag == _ITEM_END else value - 8)
+        return self._next_item(sequence, value if tag == ITEM_END else value - 8)
 
     def _after_fragments(self, level: _Level, at: int) -> int:
         """Return where encapsulated data ends (PS3.5 §A.4): fragments as items, then a delimiter."""
         while at + 8 <= level.end and not self.stopped:
             group, element, length = level.encoding.item(self._data, at)
             tag = group << 16 | element
-            if tag == _SEQUENCE_END:
+            if tag == SEQUENCE_END:
                 return at + 8
-            if tag != _ITEM or length == _UNDEFINED:
+            if tag != ITEM or length == UNDEFINED_LENGTH:
                 return at
             at += 8 + length
             self._spend()
@@ -406,7 +347,7 @@ class _Decoder:
 
     def _keep(self, level: _Level, tag: int, key: str, element: Element) -> None:
         """Put an element where it belongs, unless there is one with its tag already."""
-        if tag > level.last_tag and not level.unordered:
+        if tag > level.last_tag:
             level.last_tag = tag
             level.model[key] = element
         else:
@@ -426,31 +367,15 @@ class _Decoder:
             self.stopped = True
 
 
-def _encoding_of(data: bytes, at: int, transfer_syntax_uid: str) -> _Encoding:
-    """Return the encoding that the transfer syntax means, or the one that the first element shows."""
-    vr = data[at + 4 : at + 6]
-    implicit_length = int.from_bytes(data[at + 4 : at + 8], "little")
-    fits = implicit_length in (0, _UNDEFINED) or implicit_length <= len(data) - at - 8
-    if vr in KNOWN_VRS and (transfer_syntax_uid != _IMPLICIT_VR or not fits):
-        # Groups are small numbers: the byte that is zero is the high one.
-        if data[at] == 0 and data[at + 1] != 0:
-            return _BIG_ENDIAN
-        if data[at + 1] == 0 and data[at] != 0:
-            return _LITTLE_ENDIAN
-    elif transfer_syntax_uid == _IMPLICIT_VR or (fits and not vr.isalpha()):
-        return _IMPLICIT
-    return _BIG_ENDIAN if transfer_syntax_uid == _EXPLICIT_VR_BIG_ENDIAN else _LITTLE_ENDIAN
-
-
 def _after_file_meta(data: bytes) -> int:
     """Return where the data set begins: some senders put a whole Part 10 file into a C-STORE."""
     at = 132 if data[128:132] == b"DICM" else 0
     last_header = min(len(data), _FIRST_WINDOW_BYTES) - 12
     while at <= last_header and data[at : at + 2] == b"\2\0":
-        form, _ = _explicit_form(data[at + 4 : at + 6])
-        if form == _SHORT_LENGTH:
+        form, _ = explicit_form(data[at + 4 : at + 6])
+        if form == SHORT_LENGTH:
             at += 8 + int.from_bytes(data[at + 6 : at + 8], "little")
-        elif form == _NO_VR:
+        elif form == NO_VR:
             at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
         else:
             at += 12 + int.from_bytes(data[at + 8 : at + 12], "little")
@@ -471,7 +396,7 @@ def _windows(data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
 def _inflated(data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
     """The same for deflated data (PS3.5 §A.5), zlib-wrapped data, and data that only claims to be either."""
     for window_bits in (-zlib.MAX_WBITS, zlib.MAX_WBITS):
-        if _inflate(data, window_bits, 1)[0]:
+        if _inflate(data, window_bits, 1) != (b"", False):
             for size in (_FIRST_WINDOW_BYTES, _SECOND_WINDOW_BYTES, MAXIMUM_INFLATED_BYTES):
                 window, complete = _inflate(data, window_bits, size)
                 yield window, complete or size == MAXIMUM_INFLATED_BYTES
@@ -480,17 +405,17 @@ def _inflated(data: bytes | memoryview) -> Iterator[tuple[bytes, bool]]:
 
 
 def _inflate(data: bytes | memoryview, window_bits: int, size: int) -> tuple[bytes, bool]:
-    """Return the first `size` bytes, and whether there are no more."""
+    """Return the first `size` bytes, and whether there are no more; (b"", False) for what is not deflated."""
     inflater = zlib.decompressobj(window_bits)
     inflated = bytearray()
     for at in range(0, len(data), _INFLATE_INPUT_BYTES):
         try:
             piece = inflater.decompress(data[at : at + _INFLATE_INPUT_BYTES], size - len(inflated))
         except zlib.error:
-            return bytes(inflated), True
+            return bytes(inflated), bool(inflated)
         inflated += piece
         if inflater.eof:
             return bytes(inflated), True
         if len(inflated) >= size:
             return bytes(inflated), False
-    return bytes(inflated), True
+    return bytes(inflated), bool(inflated)

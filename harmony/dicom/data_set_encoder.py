@@ -236,10 +236,10 @@ def _text(value: Any, vr: str, key: str) -> str:
         raise ModelError(key, f"{value} is no value of {vr}")
     if vr == "IS" and value.is_integer():
         return str(int(value))
-    return decimal_string(value)
+    return _decimal_string(value)
 
 
-def decimal_string(number: float) -> str:
+def _decimal_string(number: float) -> str:
     """Return a number as a DS, as exactly as its 16 characters allow (PS3.5 §6.2)."""
     text = repr(number)
     digits = 16

@@ -66,13 +66,13 @@ def converters(byteorder: Literal["little", "big"]) -> dict[str, Converter]:
     table |= {vr: _stripped(vr) for vr in _STRIPPED}
     table |= {vr: _multiple(vr) for vr in _MULTIPLE_TEXTS}
     table |= {vr: _single(vr) for vr in _SINGLE_TEXTS}
-    table |= {"DS": _numeric_strings("DS", decimal_number), "IS": _numeric_strings("IS", integer_number)}
+    table |= {"DS": _numeric_strings("DS", _decimal_number), "IS": _numeric_strings("IS", _integer_number)}
     table |= {vr: _binary(vr, order + code) for vr, code in NUMBER_FORMATS.items()}
     return table
 
 
 @lru_cache(maxsize=8192)  # spacings, thicknesses, window widths: the same few thousand again and again
-def decimal_number(text: str) -> int | float | str | None:
+def _decimal_number(text: str) -> int | float | str | None:
     """Return a DS value: a number if that is exactly what the text says, else the text, None if empty."""
     text = text.strip(_PADDING)
     if not text:
@@ -80,7 +80,7 @@ def decimal_number(text: str) -> int | float | str | None:
     if not _is_decimal(text):
         return text
     if _is_integer(text):
-        return integer_number(text)
+        return _integer_number(text)
     number = float(text)
     try:
         exact = math.isfinite(number) and Decimal(repr(number)) == Decimal(text)
@@ -90,7 +90,7 @@ def decimal_number(text: str) -> int | float | str | None:
 
 
 @lru_cache(maxsize=8192)
-def integer_number(text: str) -> int | str | None:
+def _integer_number(text: str) -> int | str | None:
     """Return an IS value: a number if it is one that every JSON reader keeps, else the text, None if empty."""
     text = text.strip(_PADDING)
     if not text:
@@ -108,7 +108,7 @@ def _stripped(vr: str) -> Converter:
             return {"vr": vr}
         if "\\" not in text and "\0" not in text:
             return {"vr": vr, "Value": [text]}
-        return {"vr": vr, "Value": [clean(piece.strip(_PADDING)) or None for piece in text.split("\\")]}
+        return {"vr": vr, "Value": [_clean(piece.strip(_PADDING)) or None for piece in text.split("\\")]}
 
     return convert
 
@@ -120,34 +120,34 @@ def _multiple(vr: str) -> Converter:
             return {"vr": vr}
         if "\\" not in text and "\0" not in text:
             return {"vr": vr, "Value": [text]}
-        return {"vr": vr, "Value": [clean(piece.rstrip(_PADDING)) or None for piece in text.split("\\")]}
+        return {"vr": vr, "Value": [_clean(piece.rstrip(_PADDING)) or None for piece in text.split("\\")]}
 
     return convert
 
 
 def _single(vr: str) -> Converter:
     def convert(value: bytes, characters: CharacterSet) -> Element:
-        text = clean(characters.decode(value).rstrip(_PADDING))
+        text = _clean(characters.decode(value).rstrip(_PADDING))
         return {"vr": vr, "Value": [text]} if text else {"vr": vr}
 
     return convert
 
 
-def clean(text: str) -> str:
+def _clean(text: str) -> str:
     """Replace NUL inside a text: many a reader of JSON, and every C string, ends there."""
     return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
 def _person_names(value: bytes, characters: CharacterSet) -> Element:
-    text = clean(characters.decode(value, person_name=True).rstrip(_PADDING))
+    text = _clean(characters.decode(value, person_name=True).rstrip(_PADDING))
     if not text:
         return {"vr": "PN"}
     if "\\" not in text and "=" not in text:
         return {"vr": "PN", "Value": [{"Alphabetic": text}]}
-    return {"vr": "PN", "Value": [person_name(name) for name in text.split("\\")]}
+    return {"vr": "PN", "Value": [_person_name(name) for name in text.split("\\")]}
 
 
-def person_name(text: str) -> dict[str, str] | None:
+def _person_name(text: str) -> dict[str, str] | None:
     """Return the groups of a name in DICOM notation, None when all are empty."""
     groups = zip(PERSON_NAME_GROUPS, text.split("=", 2), strict=False)
     return {name: group for name, padded in groups if (group := padded.rstrip(_PADDING))} or None
@@ -155,7 +155,7 @@ def person_name(text: str) -> dict[str, str] | None:
 
 def _numeric_strings(vr: str, number: Callable[[str], int | float | str | None]) -> Converter:
     def convert(value: bytes, characters: CharacterSet) -> Element:
-        text = clean(value.decode("latin_1").strip(_PADDING))
+        text = _clean(value.decode("latin_1").strip(_PADDING))
         if not text:
             return {"vr": vr}
         if "\\" not in text:
