@@ -228,8 +228,12 @@ class _Batch:
 
 async def _each(items: Iterable[Storable] | AsyncIterable[Storable]) -> AsyncIterator[Storable]:
     if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
+        iterator = aiter(items)
+        try:
+            async for item in iterator:
+                yield item
+        finally:
+            await close_iterator(iterator)
     else:
         for item in items:
             yield item
