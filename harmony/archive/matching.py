@@ -31,7 +31,7 @@ from harmony.archive.date_time import Range, combined, comparable, parse_range, 
 from harmony.archive.matcher import IdentifierError, Key, KeyKind, Matcher, MatchingOptions, Problem
 from harmony.archive.person_name import name_groups, name_patterns, name_test
 from harmony.archive.wildcard import has_wildcard, wildcard
-from harmony.dicom.json_model import PERSON_NAME_GROUPS, format_tag, tag_of, text_of, vr_of
+from harmony.dicom.json_model import PERSON_NAME_GROUPS, Element, format_tag, tag_of, text_of, vr_of
 
 __all__ = [
     "IdentifierError",
@@ -90,9 +90,10 @@ _TIME_OF_DATE = {
 def compile_query(identifier: Mapping[str, Any], options: MatchingOptions | None = None) -> Matcher:
     """Compile an identifier, a model of which each attribute is a key or asks to be returned.
 
-    Raises IdentifierError naming the attribute that means nothing.
+    Raises IdentifierError naming the attribute that means nothing; ValueError for a name that is no attribute.
     """
-    return _Compiler(options or MatchingOptions(), identifier).matcher(identifier, depth=0)
+    attributes = _attributes(identifier)
+    return _Compiler(options or MatchingOptions(), attributes).matcher(attributes, depth=0)
 
 
 def private_attribute(entity: Mapping[str, Any], tag: int, creator: str) -> int | None:
@@ -108,21 +109,20 @@ def private_attribute(entity: Mapping[str, Any], tag: int, creator: str) -> int 
 
 
 class _Compiler:
-    def __init__(self, options: MatchingOptions, identifier: Mapping[str, Any]) -> None:
+    def __init__(self, options: MatchingOptions, identifier: Mapping[int, Element]) -> None:
         self._options = options
-        stated = (
-            utc_offset_minutes(text_of(identifier, TIMEZONE_OFFSET)) if options.timezone_adjustment else None
-        )
+        stated = None
+        if options.timezone_adjustment:
+            stated = utc_offset_minutes(_first_text(identifier.get(TIMEZONE_OFFSET)))
         self._offset = options.utc_offset_minutes if stated is None else stated
         """Of dates and times in the identifier."""
 
-    def matcher(self, identifier: Mapping[str, Any], depth: int) -> Matcher:
+    def matcher(self, attributes: Mapping[int, Element], depth: int) -> Matcher:
         if depth > MAXIMUM_NESTING:
-            raise IdentifierError(0x00080052, Problem.NESTING)
-        attributes = {tag_of(name): element for name, element in identifier.items()}
+            raise IdentifierError(min(attributes), Problem.NESTING)
         creators = {
-            tag: text_of(identifier, tag).strip()
-            for tag in attributes
+            tag: _first_text(element)
+            for tag, element in attributes.items()
             if tag & 0x10000 and 0x10 <= tag & 0xFFFF <= 0xFF
         }
         keys: list[Key] = []
@@ -139,15 +139,11 @@ class _Compiler:
                 keys.append(key if creator is None else _private(key, creator))
         return Matcher(tuple(self._paired(keys)), tuple(requested), creators)
 
-    def _key(self, tag: int, element: Any, depth: int) -> tuple[Key, Matcher | None]:
-        if not isinstance(element, Mapping):
-            raise IdentifierError(tag, Problem.MALFORMED)
+    def _key(self, tag: int, element: Element, depth: int) -> tuple[Key, Matcher | None]:
         vr = vr_of(tag)
-        if vr == "UN" or (vr == "LO" and tag & 0x10000):
+        if vr == "UN":
             vr = str(element.get("vr") or "UN")
-        values = element.get("Value") or []
-        if not isinstance(values, list | tuple):
-            values = [values]
+        values = element["Value"]
         if vr == "SQ":
             return self._sequence(tag, values, depth)
         if vr in BINARY_VRS or tag in NOT_KEYS:
@@ -257,7 +253,7 @@ class _Compiler:
             return universal, None
         if not isinstance(item, Mapping):
             raise IdentifierError(tag, Problem.MALFORMED)
-        matcher = self.matcher(item, depth + 1)
+        matcher = self.matcher(_attributes(item), depth + 1)
         if matcher.universal:
             return universal, matcher
         name, empty_matches = format_tag(tag), self._options.empty_matches
@@ -378,6 +374,25 @@ def _widened(key: Key) -> Key:
     lower = days.lower and (shifted(days.lower + "000000.000000", -_DAY_MINUTES) or "")[:_DATE_LENGTH]
     upper = days.upper and (shifted(days.upper + "000000.000000", _DAY_MINUTES) or "")[:_DATE_LENGTH]
     return replace(key, kind=KeyKind.RANGE, values=(), lower=lower or None, upper=upper or None, exact=False)
+
+
+def _attributes(identifier: Mapping[str, Any]) -> dict[int, Element]:
+    """Return the attributes of an identifier or an item by tag, each with a list of values."""
+    attributes: dict[int, Element] = {}
+    for name, element in identifier.items():
+        tag = tag_of(name)
+        if not isinstance(element, Mapping):
+            raise IdentifierError(tag, Problem.MALFORMED)
+        values = element.get("Value")
+        if not isinstance(values, list):
+            values = [] if values is None else [values]
+        attributes[tag] = {"vr": element.get("vr"), "Value": values}
+    return attributes
+
+
+def _first_text(element: Element | None) -> str:
+    values = element["Value"] if element else []
+    return values[0].strip() if values and isinstance(values[0], str) else ""
 
 
 def _range_of(key: Key) -> Range:
