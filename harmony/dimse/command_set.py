@@ -197,7 +197,10 @@ class CommandError(Exception):
 
 
 def split_elements(data: bytes) -> dict[int, bytes]:
-    """Value fields by element number. Of an element that occurs twice the last one counts."""
+    """Value fields by element number. Of an element that occurs twice the last one counts.
+
+    An element of another group ends it: Orthanc puts the list of a failed retrieve there, behind group 0000.
+    """
     elements: dict[int, bytes] = {}
     offset, size = 0, len(data)
     unpack_header = _HEADER.unpack_from
@@ -209,6 +212,8 @@ def split_elements(data: bytes) -> dict[int, bytes]:
             )
         group, number, length = unpack_header(data, offset)
         offset = start + length
+        if group and elements:
+            break
         if group or offset > size:
             what = f"command set: element ({group:04X},{number:04X}) at byte {start - 8}"
             if group:

@@ -569,6 +569,13 @@ def test_error_comment_received_may_be_longer_or_not_ascii():
     assert decode(data)[0].error_comment == "über" + "x" * 200
 
 
+def test_another_group_ends_the_command_set():
+    """Orthanc answers a C-GET that failed in part with Failed SOP Instance UID List (0008,0058) in the command."""
+    behind = b"\x08\x00\x00\x00\x04\x00\x00\x00\x0c\x00\x00\x00\x08\x00\x58\x00\x04\x00\x00\x001.2\0"
+    assert decode(STORE_RQ + behind) == decode(STORE_RQ)
+    assert decode(STORE_RQ + behind[:9]) == decode(STORE_RQ)
+
+
 # --- Errors ---
 
 
