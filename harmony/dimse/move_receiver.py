@@ -5,8 +5,9 @@ wait and other devices send. A C-STORE-RQ says whose it is with Move Originator 
 Move Originator Message ID (0000,1031):
 
 1. Both are there: they name a waiting move, or it is nobody's. Nothing is guessed.
-2. One or both are missing (they are optional in PS3.7): of the moves that wait at the peer whose AE title is calling,
-   and that agree with the element that is there, the only one. With none or several it is nobody's.
+2. One or both are missing (they are optional in PS3.7), or the AE title is the sender's own (pynetdicom's SCP): of the
+   moves that wait at the peer whose AE title is calling, and that agree with the element that is there, the only one.
+   With none or several it is nobody's.
 
 Nobody's instance goes to `unmatched`, by default a refusal. Message IDs of waiting moves differ from each other even on
 different associations, and those of moves that were given up are not used again soon: what still comes for them is
@@ -133,6 +134,8 @@ class MoveReceiver:
     def _match(self, request: StoreRequest) -> Expectation | None:
         ae_title = request.command.move_originator_ae_title
         message_id = request.command.move_originator_message_id
+        if ae_title == request.calling_ae_title:
+            ae_title = ""  # who stores is not who asked, except in a loop, where this comes to the same
         if ae_title and message_id is not None:
             found = self._waiting.get((ae_title, message_id))
             if found is None and (ae_title, message_id) in self._retired:

@@ -57,6 +57,12 @@ def moves():
         ("US", None, "OTHER", "C"),
         ("US", None, "PACS", "nobody"),
         ("THEM", None, "OTHER", "nobody"),
+        # The sender's own AE title counts as missing.
+        ("PACS", 1, "PACS", "A"),
+        ("OTHER", 3, "OTHER", "C"),
+        ("OTHER", 1, "OTHER", "nobody"),
+        ("OTHER", None, "OTHER", "C"),
+        ("PACS", None, "PACS", "nobody"),
         # Both missing: the only move at the peer.
         ("", None, "OTHER", "C"),
         ("", None, "PACS", "nobody"),
