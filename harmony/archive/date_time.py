@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 
 __all__ = ["Range", "comparable", "parse_range", "utc_offset_minutes"]
 
@@ -122,7 +121,6 @@ def _time_bound(text: str, offset: int, end: bool) -> str | None:
     return f"{hour}{minute or filler}{second or filler}." + (fraction or "").ljust(6, "9" if end else "0")
 
 
-@lru_cache(maxsize=1024)
 def _date_time_bound(text: str, offset: int, end: bool) -> str | None:
     matched = _date_time(text)
     if matched is None:

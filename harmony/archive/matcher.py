@@ -22,6 +22,7 @@ class Problem(Enum):
 
     WILDCARD = "wild cards are not defined for this VR"
     DATE_TIME = "not a date, time or date-time, nor a range of them"
+    SIZE = "too many or too long values to compare with each entity"
     NESTING = "sequences are nested too deep"
     MALFORMED = "not an attribute with values"
 

@@ -49,6 +49,10 @@ __all__ = [
 _DATE_LENGTH = len("YYYYMMDD")
 _DAY_MINUTES = 24 * 60
 
+MAXIMUM_PATTERNS = 100
+MAXIMUM_PATTERN_LENGTH = 1024
+"""Of names, dates and wild cards, which are compared one by one with every entity. The longest values that the
+standard lets anyone search with `*` have 64 characters, and people type one or two."""
 MAXIMUM_NESTING = 16
 """Sequences inside sequences of an identifier; the deepest that any information model has is three."""
 
@@ -153,6 +157,11 @@ class _Compiler:
         except TypeError:
             raise IdentifierError(tag, Problem.MALFORMED) from None
         texts = [text for text in texts if text]
+        patterns = vr == "PN" or vr in RANGE_VRS or any(map(has_wildcard, texts))
+        if patterns and (
+            len(texts) > MAXIMUM_PATTERNS or max(map(len, texts), default=0) > MAXIMUM_PATTERN_LENGTH
+        ):
+            raise IdentifierError(tag, Problem.SIZE)
         if not texts or "*" in texts:
             return Key(tag, vr, KeyKind.UNIVERSAL), None
         if texts == ['""'] and self._options.empty_value_matching:
@@ -172,12 +181,16 @@ class _Compiler:
             return self._undefined_wildcard(tag, vr)
         values = tuple(number(text) if vr in NUMBER_VRS else text for text in texts)
         kind = KeyKind.WILDCARD if wild else KeyKind.SINGLE if len(values) == 1 else KeyKind.LIST
-        single: Callable[[str], Callable[[str], bool]] = wildcard if wild else _equal
         # A UID has one value wherever PS3.4 lists them, so a list of them cannot mean all (PS3.4 §C.2.2.2.2).
         every = self._options.multiple_value_matching and len(values) > 1 and vr != "UI"
+        tests: list[Callable[[str], bool]]
+        if wild:
+            tests = [wildcard(value) for value in values]
+        else:
+            tests = [_equal(value) for value in values] if every else [frozenset(values).__contains__]
         return self._test_values(
             Key(tag, vr, kind, values, every=every),
-            [single(value) for value in values],
+            tests,
             lambda value: (number(value) if vr in NUMBER_VRS else text_value(vr, str(value)),),
         )
 

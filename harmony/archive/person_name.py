@@ -41,10 +41,16 @@ _SOUNDS = {
 }
 _SOUNDEX_LENGTH = 4
 
+_LONGEST_CACHED = 256  # characters; a group of a name has 64 (PS3.5 §6.2), whatever a peer may send
 
-@lru_cache(maxsize=8192)
+
 def folded(text: str, *, accents: bool = False) -> str:
     """Return one group of a name as it is compared; accents: without them, too."""
+    return (_folded if len(text) <= _LONGEST_CACHED else _folded.__wrapped__)(text, accents)
+
+
+@lru_cache(maxsize=8192)
+def _folded(text: str, accents: bool) -> str:
     text = unicodedata.normalize("NFC", text).lower()
     if accents and not text.isascii():
         text = _accents.sub("", unicodedata.normalize("NFD", text)).translate(_PLAIN_LETTERS)
@@ -70,7 +76,6 @@ def name_groups(value: Any, *, accents: bool = False) -> NameGroups:
     )
 
 
-@lru_cache(maxsize=8192)
 def words(group: str) -> tuple[str, ...]:
     """Return the words of a folded name, or of a key with wildcards."""
     return tuple(word for word in _separators.split(group) if word)
@@ -101,7 +106,6 @@ def sounds_like(key: str, word: str) -> bool:
     return word.startswith(key) or ((sound := soundex(key)) is not None and sound == soundex(word))
 
 
-@lru_cache(maxsize=8192)
 def soundex(word: str) -> str | None:
     """Return how a word sounds, None when it is not made of Latin letters or of too few.
 

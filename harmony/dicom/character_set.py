@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 __all__ = ["ASCII", "UTF_8", "CharacterSet", "character_set"]
 
@@ -98,6 +99,8 @@ _ALIASES = {
     "UTF-8": "ISO_IR 192",
     "UTF8": "ISO_IR 192",
 }
+_MAXIMUM_TERMS, _LONGEST_TERM = 16, 32  # of a set to remember; there are no longer terms, nor a use for more
+
 # ISO-IR 100, ISO IR 100, ISO2022 IR 100, ISO_2022_IR_100: all seen.
 _is_iso = re.compile(r"ISO[ _-]*(2022)?[ _-]*IR[ _-]*(\d{1,3})").fullmatch
 
@@ -245,14 +248,13 @@ def character_set(specific_character_set: str | Iterable[str | None] | None) -> 
     """
     if isinstance(specific_character_set, str):
         specific_character_set = specific_character_set.split("\\")
-    return _character_set(
-        tuple(str(term or "").strip(" \0").upper() for term in specific_character_set or ())
-    )
+    terms = islice(specific_character_set or (), _MAXIMUM_TERMS)
+    return _character_set(tuple(str(term or "").strip(" \0")[:_LONGEST_TERM].upper() for term in terms))
 
 
 @lru_cache(maxsize=256)
 def _character_set(terms: tuple[str, ...]) -> CharacterSet | None:
-    corrected = [_defined_term(term, alone=len(terms) == 1) for term in terms[:16]]
+    corrected = [_defined_term(term, alone=len(terms) == 1) for term in terms]
     if corrected and not any(term is not None for term in corrected):
         return None
     # An unknown first value leaves the default repertoire; an unknown extension is never switched to.

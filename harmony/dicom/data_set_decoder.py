@@ -46,8 +46,8 @@ MAXIMUM_VALUE_BYTES = 64 * 1024
 MAXIMUM_NESTING = 64
 """Sequences inside sequences; real data sets stay below ten."""
 MAXIMUM_ELEMENTS = 50_000
-"""Elements and items of a data set that are looked at: well below a tenth of a second, twenty times the
-header of a structured report. What comes after them is not in the model."""
+"""Elements and items of a data set that are looked at: a tenth or two of a second at worst, hundreds of times
+what a header has. What comes after them is not in the model."""
 MAXIMUM_INFLATED_BYTES = 16 * 1024 * 1024
 """Of a deflated data set as much as this is looked at; inflating it takes some 50 ms."""
 PIXEL_DATA = 0x7FE00010
@@ -132,7 +132,8 @@ def decode_data_set(
     data: without file meta information; all of it, or as much as there is. A view is copied in part.
     transfer_syntax_uid: as negotiated; the first element is believed where it says otherwise.
     stop_before: the first top-level element with this tag or a higher one ends the reading.
-    Tags ascend; strings are Unicode whatever (0008,0005) says, which is kept as it was sent.
+    Tags ascend; strings are Unicode whatever (0008,0005) says, which is kept as it was sent: it names the set to
+    answer in, and is to be left out where a model is sent as JSON.
     Raises DataSetError when nothing of it can be read. Empty data is an empty data set.
     """
     if not len(data):

@@ -6,7 +6,7 @@ it obeys §F.2: upper-case keys in ascending order, `vr` always, nothing else wh
 without padding, `null` for an empty value among others.
 
 This module is the door: decode, encode, names of attributes, and how to look into a model. The work is done
-in `data_set_decoder`, `data_set_encoder`, `json_values`, `dictionary` and `character_set`.
+in `data_set_decoder`, `element_header`, `json_values`, `data_set_encoder`, `dictionary` and `character_set`.
 """
 
 from __future__ import annotations

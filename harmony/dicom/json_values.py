@@ -55,6 +55,7 @@ _STRIPPED = ("AE", "AS", "CS", "DA", "DT", "TM", "UI")  # no VR here gives leadi
 _MULTIPLE_TEXTS = ("LO", "SH", "UC")
 _SINGLE_TEXTS = ("LT", "ST", "UR", "UT")
 
+_LONGEST_NUMBER = 32  # characters; twice what PS3.5 §6.2 allows, and little for a cache to hold
 _is_decimal = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[Ee][+-]?[0-9]{1,4})?").fullmatch
 _is_integer = re.compile(r"[+-]?[0-9]{1,20}").fullmatch
 
@@ -158,9 +159,13 @@ def _numeric_strings(vr: str, number: Callable[[str], int | float | str | None])
         text = _clean(value.decode("latin_1").strip(_PADDING))
         if not text:
             return {"vr": vr}
-        if "\\" not in text:
+        if "\\" not in text and len(text) <= _LONGEST_NUMBER:
             return {"vr": vr, "Value": [number(text)]}
-        return {"vr": vr, "Value": [number(piece) for piece in text.split("\\")]}
+        pieces = text.split("\\")
+        values = [
+            number(piece) if len(piece) <= _LONGEST_NUMBER else piece.strip(_PADDING) for piece in pieces
+        ]
+        return {"vr": vr, "Value": values}
 
     return convert
 

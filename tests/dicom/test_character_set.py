@@ -6,7 +6,7 @@ from pathlib import Path
 import pydicom
 import pydicom.data
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmony.dicom.character_set import ASCII, UTF_8, character_set
@@ -167,11 +167,13 @@ def test_encoding_is_strict(term: str) -> None:
 TERMS = [*SINGLE_BYTE, "", *(terms for terms, _, _ in EXAMPLES)]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(TERMS), st.binary(max_size=40), st.booleans())
 def test_any_bytes_decode_to_text_that_json_can_hold(term: str, data: bytes, person_name: bool) -> None:
     character_set(term).decode(data, person_name=person_name).encode("utf-8")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(TERMS), st.text(max_size=20), st.booleans())
 def test_what_can_be_encoded_decodes_to_itself(term: str, text: str, person_name: bool) -> None:
     characters = character_set(term)
@@ -183,6 +185,7 @@ def test_what_can_be_encoded_decodes_to_itself(term: str, text: str, person_name
     assert characters.decode(encoded, person_name=person_name) == text
 
 
+@settings(deadline=None)
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_code_extensions_mix_freely(example: tuple[str, bytes, str], data: st.DataObject) -> None:
     terms, _, text = example
@@ -191,6 +194,7 @@ def test_code_extensions_mix_freely(example: tuple[str, bytes, str], data: st.Da
     assert character_set(terms).decode(encoded, person_name=True) == shuffled
 
 
+@settings(deadline=None)
 @given(st.sampled_from([ASCII, UTF_8]), st.text(st.characters(max_codepoint=127), max_size=20))
 def test_ascii_is_ascii(characters: object, text: str) -> None:
     assert characters.encode(text) == text.encode("ascii")

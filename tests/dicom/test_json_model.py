@@ -9,7 +9,7 @@ from typing import Any
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmony.dicom.data_set_decoder import MAXIMUM_ELEMENTS, MAXIMUM_NESTING
@@ -686,6 +686,7 @@ def ascending(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_is_encoded_decodes_to_itself(data: st.DataObject) -> None:
     character_set = data.draw(st.sampled_from(list(ALPHABETS)))
@@ -699,6 +700,7 @@ def test_what_is_encoded_decodes_to_itself(data: st.DataObject) -> None:
     assert list(back) == list(model)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_public_attributes_survive_every_syntax(data: st.DataObject) -> None:
     character_set = data.draw(st.sampled_from(list(ALPHABETS)))
@@ -735,6 +737,7 @@ SEEDS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=200)
     | st.tuples(st.sampled_from(SEEDS), st.binary(max_size=8), st.integers(0, 60), st.integers(0, 8)).map(
@@ -752,6 +755,7 @@ def test_any_bytes_decode_or_are_no_data_set(data: bytes, syntax: str) -> None:
     assert decode_data_set(memoryview(data), syntax) == model
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
