@@ -31,7 +31,6 @@ _PLAIN_LETTERS = str.maketrans("øłđıħŧ", "oldiht")
 _accents = re.compile("[\u0300-\u036f]+")
 _blanks = re.compile(r" *\^ *")
 _separators = re.compile(r"[\s^=,.'\-]+")
-_repeated = re.compile(r"(.)\1+")
 
 # Soundex (US patent 1261167); vowels and h, w, y have no code.
 _SOUNDS = {
