@@ -183,6 +183,18 @@ async def test_cancellation_reaches_the_wire(serving, connect, patience):
         await scu.echo()
 
 
+async def test_a_query_cancelled_at_any_step_leaves_a_usable_association(serving, connect, patience):
+    async with serving(offering(three)) as server, connect(server) as scu, patience():
+        for steps in range(60):
+            task = asyncio.create_task(collect(find(scu, STUDY_ROOT.find, IDENTIFIER)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await scu.echo()
+        assert len(await collect(find(scu, STUDY_ROOT.find, IDENTIFIER))) == 3
+
+
 async def test_matches_that_come_after_the_cancel_are_dropped(serving, connect, patience):
     async def perform(operation):
         await pending(operation)

@@ -594,6 +594,30 @@ async def test_leaving_the_block_cancels(getting, received, patience, how):
     assert len(received.got) == 2
 
 
+@pytest.mark.parametrize("kind", ["get", "move"])
+async def test_a_retrieve_cancelled_at_any_step_leaves_a_usable_association(
+    getting, world, received, patience, kind
+):
+    archive = Archive()
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(patience())
+        scu = await stack.enter_async_context(getting(archive) if kind == "get" else world(archive, received))
+        for steps in range(0, 80, 2):
+            archive.items = [instance(number) for number in range(3)]
+            archive.served = 0
+            task = asyncio.create_task(got(scu, received) if kind == "get" else moved(scu))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await scu.echo()
+            assert archive.open_sources == []
+        archive.items = [instance(number) for number in range(3)]
+        archive.served = 0
+        result = await (got(scu, received) if kind == "get" else moved(scu))
+    assert result.counters == Counters(None, 3, 0, 0)
+
+
 async def test_an_archive_that_goes_on_after_the_cancel_is_told_no(serving, received, patience):
     statuses = []
 
