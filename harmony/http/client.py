@@ -424,7 +424,7 @@ class _Link:
             if close is not None:
                 await close()
 
-    async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
+    async def _next_event(self) -> h11.Event:
         while True:
             try:
                 event = self._http.next_event()
@@ -435,6 +435,10 @@ class _Link:
                     "closed the connection before the end of its response" if self.channel.eof else "not HTTP"
                 )
                 raise self._error("protocol", what) from error
+            if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
+                # To h11 this is no error before it has been given the request, and it says so for ever.
+                self._check_sending()
+                raise self._error("protocol", "closed the connection before its response")
             if event is not h11.NEED_DATA:
                 return event  # type: ignore[return-value]  # mypy does not narrow h11's sentinels
             sent = (

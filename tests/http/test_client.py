@@ -190,6 +190,36 @@ async def test_refused_connection_is_a_connect_error(free_port: int) -> None:
     assert f"127.0.0.1:{free_port}" in error.message
 
 
+@pytest.mark.timeout(10)  # it used to spin, with the whole event loop
+async def test_upstream_that_closes_before_the_request_has_left(
+    upstream: Any, upload_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is killed just after it has accepted."""
+
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    url = await upstream(conversation)
+    async with HTTPClient(url) as client:
+        connect = client._connect
+
+        async def connect_and_be_left() -> Any:
+            link = await connect()
+            while not link.channel.eof:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            return link
+
+        monkeypatch.setattr(client, "_connect", connect_and_be_left)
+        for sending in (
+            client.upload("POST", "/", file_path=upload_file, content_type="application/zip"),
+            client.request("GET", "/"),
+        ):
+            with pytest.raises(UpstreamError) as error:
+                await sending
+            assert error.value.kind == "protocol"
+            assert "closed the connection" in str(error.value)
+
+
 async def test_silent_upstream_is_a_timeout(upstream: Any) -> None:
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
