@@ -45,8 +45,9 @@ class Destination:
     def __init__(self, peer: Peer, pairs: Iterable[Pair] = (), *, fallbacks: Sequence[str] = ()) -> None:
         self.peer = peer
         self._fallbacks = tuple(fallbacks)
-        self._groups: list[dict[Pair, None]] = []
-        self._contexts: list[set[Pair]] = []  # of each group: its pairs and their fallbacks
+        self._contexts: list[
+            set[Pair]
+        ] = []  # of each group, that is association: its pairs and their fallbacks
         self._group_of: dict[Pair, int] = {}
         self._open: dict[int, tuple[SCU, AsyncExitStack]] = {}
         self._losses = 0
@@ -107,9 +108,7 @@ class Destination:
     def _add(self, pair: Pair) -> int:
         """Put a pair into the last group when it has room, else into a new one."""
         wanted = {pair, *((pair[0], syntax) for syntax in self._fallbacks)}
-        if not self._groups or len(self._contexts[-1] | wanted) > MAXIMUM_CONTEXTS:
-            self._groups.append({})
+        if not self._contexts or len(self._contexts[-1] | wanted) > MAXIMUM_CONTEXTS:
             self._contexts.append(set())
-        self._groups[-1][pair] = None
         self._contexts[-1] |= wanted
-        return self._group_of.setdefault(pair, len(self._groups) - 1)
+        return self._group_of.setdefault(pair, len(self._contexts) - 1)
