@@ -5,8 +5,9 @@
     in a thread       read, decode, add   in batches, one transaction each
 
 A query waits until all is in that was queued before it, so an object that was acknowledged is found. While objects
-keep arriving and nobody asks, the thread takes only a fifth of the time, because decoding competes with receiving for
-the interpreter; it catches up as soon as there is a pause, a query, or too long a queue.
+keep arriving and nobody asks, the thread takes only a twentieth of the time, because decoding competes with receiving
+for the interpreter. It catches up, at 5 000 to 10 000 small objects/s, as soon as there is a pause, a query, or too
+long a queue: a query right after a flood waits for what the flood left, 0.1 ms per object.
 
 After a crash of the program the log says what to index; after one of the machine, or when the log cannot say, every
 file is compared with the index by size and time; an index that is missing, damaged or of another version is made
@@ -18,6 +19,7 @@ Everything but `append`, `stored` and `stream` blocks. Called by the gateway, an
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import threading
@@ -28,7 +30,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from harmony.archive.index import (
     ArchiveIndexError,
@@ -53,13 +55,15 @@ logger = logging.getLogger("harmony.archive")
 
 BATCH = 128
 """Objects per transaction: committing costs about as much as indexing three."""
+BUSY_BATCH = 32
+"""The same while objects arrive and nobody waits: receiving stands nearly still for the 3 ms that it takes."""
 GATHER_S = 0.01
 """Wait for more to arrive before a batch is begun that nobody waits for."""
-BUSY_SHARE = 0.2
-"""Of the time, while objects arrive: leaves receiving more than three quarters of its rate."""
-MAXIMUM_BACKLOG = 20_000
-"""Objects waiting; more, and the thread takes all the time it can get. As many are indexed within some five seconds,
-which is what a query may then have to wait, and take 20 MB of memory."""
+BUSY_SHARE = 0.05
+"""Of the time, while objects arrive: some 600 objects/s are indexed at once, more wait until there is time."""
+MAXIMUM_BACKLOG = 50_000
+"""Objects waiting; more, and the thread takes all the time it can get. As many are indexed in some five seconds,
+which is what a query may then have to wait, and take 25 MB of memory."""
 RETRY_S = 1.0
 """After the index could not be written, as on a full disk."""
 REBUILD_BATCH = 1000
@@ -92,8 +96,7 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrival:
+class _Arrival(NamedTuple):  # one per received object: made three times as fast as a frozen dataclass
     """One file to look at."""
 
     path: str
@@ -132,6 +135,7 @@ class ArchiveIndex:
         self._done = 0
         self._waiting = 0  # callers of flush()
         self._sleeping = False  # the thread waits for an arrival
+        self._is_busy = True  # objects arrived during the last batch
         self._closing = False
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -150,19 +154,20 @@ class ArchiveIndex:
             self.directory, root=self.root, durable=self._durable, verify_files=self._verify_files
         )
         try:
-            self._log = log = PendingLog(self.directory)
+            log = PendingLog(self.directory)
             if index.state is not IndexState.CURRENT:
                 logger.info("%s: %s; comparing it with the files", self.directory, index.state.value)
                 compare(index, self.root, report)
             else:
-                _index_paths(index, self.root, log.found, Progress())
+                for start in range(0, len(log.found), REBUILD_BATCH):
+                    _index_paths(index, self.root, log.found[start : start + REBUILD_BATCH], Progress())
             index.set_current()
             log.rotate(durable=self._durable)
         except BaseException:
             index.close()
             raise
-        self._index = index
-        self._closing = False
+        self._index, self._log = index, log
+        self._closing, self._error = False, None
         self._thread = threading.Thread(target=self._run, name="harmony-index", daemon=True)
         self._thread.start()
 
@@ -266,7 +271,7 @@ class ArchiveIndex:
             batch = self._next_batch()
             if not batch:
                 return
-            started, queued = time.monotonic(), self._queued
+            started, queued = time.thread_time(), self._queued
             try:
                 self._index_batch(index, log, batch)
                 error = None
@@ -284,8 +289,10 @@ class ArchiveIndex:
                     if self._closing:
                         return
                     self._changed.wait_for(lambda: self._closing, RETRY_S)
-                elif self._queue and self._queued > queued:
-                    rest_s = (time.monotonic() - started) * (1 / BUSY_SHARE - 1)
+                    continue
+                self._is_busy = self._queued > queued
+                if self._queue and self._is_busy:
+                    rest_s = (time.thread_time() - started) * (1 / BUSY_SHARE - 1)
                     self._changed.wait_for(self._in_a_hurry, rest_s)
 
     def _in_a_hurry(self) -> bool:
@@ -299,7 +306,8 @@ class ArchiveIndex:
             self._sleeping = False
             if len(self._queue) < BATCH:
                 self._changed.wait_for(self._in_a_hurry, GATHER_S)
-            return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            size = BATCH if self._in_a_hurry() or not self._is_busy else BUSY_BATCH
+            return [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
 
     def _index_batch(self, index: Index, log: PendingLog, batch: list[_Arrival]) -> None:
         # Of several arrivals of one path the last has the file as it is now.
@@ -312,8 +320,10 @@ class ArchiveIndex:
         _index_paths(index, self.root, paths, Progress())
         log.settle([*latest], max(arrival.mark for arrival in batch))
         if log.is_due:
-            # What was written down long ago and never stored was refused; or it was stored, and is indexed now.
-            refused = log.pending(self._stale_mark)
+            # What was written down long ago and is not queued was refused after that, or is another process' file.
+            with self._changed:
+                queued = {arrival.path for arrival in self._queue}
+            refused = [path for path in log.pending(self._stale_mark) if path not in queued]
             _index_paths(index, self.root, refused, Progress())
             log.settle(refused, self._stale_mark)
             self._stale_mark = log.mark()
@@ -411,23 +421,59 @@ def _is_folder(entry: os.DirEntry[str], parent: str, progress: Progress) -> bool
 
 
 def _index_paths(index: Index, root: str, paths: Iterable[str], progress: Progress) -> list[str]:
-    """Read files and put them into the index, or take them out when they are gone. Returns those put in."""
+    """Read files and put them into the index, or take them out when they are gone. Returns those put in.
+
+    A file that cannot be read or understood is no reason not to index the others.
+    """
     instances: list[IndexedInstance] = []
     gone: list[str] = []
     for path in paths:
         try:
             instances.append(read_stored_header(root, path))
-        except (FileNotFoundError, NotADirectoryError):
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _RESOURCES:
+                raise
             gone.append(path)
-        except (NotOurs, PermissionError, IsADirectoryError) as error:
-            progress.skip(path, str(error) if isinstance(error, NotOurs) else str(error.strerror))
-            gone.append(path)
+            _skip(path, error, progress)
     if gone:
         index.remove(gone)
-    if instances:
+    try:
         index.add(instances)
-        progress.indexed += len(instances)
+    except (ArchiveIndexError, OSError):
+        raise
+    except Exception:  # one of them is something that nobody thought of
+        instances = [instance for instance in instances if _add_alone(index, instance, progress)]
+    progress.indexed += len(instances)
     return [instance.path for instance in instances]
+
+
+def _add_alone(index: Index, instance: IndexedInstance, progress: Progress) -> bool:
+    try:
+        index.add([instance])
+    except (ArchiveIndexError, OSError):
+        raise
+    except Exception as error:
+        _skip(instance.path, error, progress)
+        return False
+    return True
+
+
+def _skip(path: str, error: Exception, progress: Progress) -> None:
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return
+        case NotOurs():
+            reason = str(error)
+        case OSError():
+            reason = str(error.strerror)
+        case _:
+            reason = f"it cannot be indexed ({type(error).__name__})"
+            logger.error("%s: %s", path, reason, exc_info=error)
+    progress.skip(path, reason)
+
+
+# What passes, and says nothing about the file.
+_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 # In an event loop

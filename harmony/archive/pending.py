@@ -85,8 +85,8 @@ class PendingLog:
 
     @property
     def is_due(self) -> bool:
-        """It is time to rotate."""
-        return self._lines_in_log >= ROTATE_LINES
+        """It is time to rotate: most of what is in the log is settled."""
+        return self._lines_in_log >= max(ROTATE_LINES, 2 * len(self._pending))
 
     def rotate(self, *, durable: bool) -> None:
         """Go on in a new log that has only what is not settled; remove the others."""

@@ -35,6 +35,8 @@ class Found:
     representative: int
     """The instance whose attributes it has."""
     entity: Entity
+    path: str = ""
+    """Of an instance's file, relative to the root."""
 
 
 def patient_of(row: Row) -> Found:
@@ -63,11 +65,11 @@ def series_of(row: Row, study: Found) -> Found:
     return Found(SERIES, key, uid, representative, entity)
 
 
-def instance_of(row: Row, header: Entity, series: Found) -> Found:
-    uid, key, transfer_syntax_uid = row[0], row[2], row[4]
+def instance_of(row: Row, header: Entity, study: Found, series: Found) -> Found:
+    uid, name, key, _, transfer_syntax_uid = row[:5]
     entity = instance_attributes(header) | series.entity
     entity["00083002"] = _list("UI", transfer_syntax_uid)
-    return Found(INSTANCE, key, uid, key, entity)
+    return Found(INSTANCE, key, uid, key, entity, path_of(study.uid, series.uid, uid, name))
 
 
 def stored_instance(row: Row, root: str, study_uid: str, series_uid: str) -> StoredInstance:

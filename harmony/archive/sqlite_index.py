@@ -328,7 +328,7 @@ class SQLiteIndex:
                 for row in self._rows(INSTANCE, instance_conditions, parent=series.id):
                     header = self._header(series.id, row)
                     if header is not None:
-                        yield instance_of(row, header, series)
+                        yield instance_of(row, header, study, series)
 
     def _header(self, series: int, row: Row) -> Entity | None:
         """Decompress the header in a row of INSTANCE; None when its series was removed meanwhile."""
@@ -396,6 +396,8 @@ class SQLiteIndex:
     # Files that are gone
 
     def _file_exists(self, found: Found) -> bool:
+        if found.path:
+            return os.path.lexists(f"{self._root}/{found.path}")
         with self._reader() as reader:
             row = reader.database.execute(_PATH_OF, (found.representative,)).fetchone()
         return row is not None and os.path.lexists(f"{self._root}/{path_of(*row)}")
