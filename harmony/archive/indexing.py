@@ -5,7 +5,7 @@
     in a thread       read, decode, add   in batches, one transaction each
 
 A query waits until all is in that was queued before it, so an object that was acknowledged is found. While objects
-keep arriving and nobody asks, the thread takes only a twentieth of the time, because decoding competes with receiving
+keep arriving and nobody asks, the thread takes only a thirtieth of the time, because decoding competes with receiving
 for the interpreter. It catches up, at 5 000 to 10 000 small objects/s, as soon as there is a pause, a query, or too
 long a queue: a query right after a flood waits for what the flood left, 0.1 ms per object.
 
@@ -18,26 +18,22 @@ Everything but `append`, `stored` and `stream` blocks. Called by the gateway, an
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from harmony.archive import comparison
+from harmony.archive.comparison import Progress, Report, compare, index_paths
 from harmony.archive.index import (
     ArchiveIndexError,
     Counts,
     Entity,
     Index,
-    IndexedInstance,
     IndexState,
     Level,
     StoredInstance,
@@ -47,7 +43,8 @@ from harmony.archive.matching import Matcher
 from harmony.archive.pending import PendingLog
 from harmony.archive.sqlite_index import SQLiteIndex
 from harmony.archive.stored import Disposition, StoredObject
-from harmony.archive.stored_header import NotOurs, read_stored_header
+from harmony.archive.streaming import stream
+from harmony.dicom.json_model import vr_of
 
 __all__ = ["ArchiveIndex", "Progress", "rebuild", "stream"]
 
@@ -59,41 +56,13 @@ BUSY_BATCH = 32
 """The same while objects arrive and nobody waits: receiving stands nearly still for the 3 ms that it takes."""
 GATHER_S = 0.01
 """Wait for more to arrive before a batch is begun that nobody waits for."""
-BUSY_SHARE = 0.05
-"""Of the time, while objects arrive: some 600 objects/s are indexed at once, more wait until there is time."""
+BUSY_SHARE = 0.03
+"""Of the time, while objects arrive: some 400 objects/s are indexed at once, more wait until there is time."""
 MAXIMUM_BACKLOG = 50_000
 """Objects waiting; more, and the thread takes all the time it can get. As many are indexed in some five seconds,
 which is what a query may then have to wait, and take 25 MB of memory."""
 RETRY_S = 1.0
 """After the index could not be written, as on a full disk."""
-REBUILD_BATCH = 1000
-MAXIMUM_REPORTED = 1000
-"""Files that are not ours, by name; the others are counted."""
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far comparing the files with the index has come."""
-
-    files: int = 0
-    """Looked at."""
-    indexed: int = 0
-    removed: int = 0
-    """Taken out of the index, because there is no such file."""
-    skipped: int = 0
-    """Files that are not the archive's."""
-    reported: list[tuple[str, str]] = field(default_factory=list)
-    """The first MAXIMUM_REPORTED of these: path relative to the root, and why."""
-
-    def skip(self, path: str, reason: str) -> None:
-        self.skipped += 1
-        if len(self.reported) < MAXIMUM_REPORTED:
-            self.reported.append((path, reason))
-
-
-Report = Callable[[Progress], None]
 
 
 class _Arrival(NamedTuple):  # one per received object: made three times as fast as a frozen dataclass
@@ -149,6 +118,7 @@ class ArchiveIndex:
 
         Raises IndexInUse, ArchiveIndexError, OSError.
         """
+        vr_of(0)  # loads the data dictionary, which takes a tenth of a second, before an object waits for it
         self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         index = SQLiteIndex(
             self.directory, root=self.root, durable=self._durable, verify_files=self._verify_files
@@ -159,8 +129,8 @@ class ArchiveIndex:
                 logger.info("%s: %s; comparing it with the files", self.directory, index.state.value)
                 compare(index, self.root, report)
             else:
-                for start in range(0, len(log.found), REBUILD_BATCH):
-                    _index_paths(index, self.root, log.found[start : start + REBUILD_BATCH], Progress())
+                for start in range(0, len(log.found), comparison.BATCH):
+                    index_paths(index, self.root, log.found[start : start + comparison.BATCH], Progress())
             index.set_current()
             log.rotate(durable=self._durable)
         except BaseException:
@@ -317,14 +287,14 @@ class ArchiveIndex:
             for arrival in latest.values()
             if not (arrival.only_when_missing and index.has(arrival.path))
         ]
-        _index_paths(index, self.root, paths, Progress())
+        index_paths(index, self.root, paths, Progress())
         log.settle([*latest], max(arrival.mark for arrival in batch))
         if log.is_due:
             # What was written down long ago and is not queued was refused after that, or is another process' file.
             with self._changed:
                 queued = {arrival.path for arrival in self._queue}
             refused = [path for path in log.pending(self._stale_mark) if path not in queued]
-            _index_paths(index, self.root, refused, Progress())
+            index_paths(index, self.root, refused, Progress())
             log.settle(refused, self._stale_mark)
             self._stale_mark = log.mark()
             log.rotate(durable=self._durable)
@@ -339,7 +309,7 @@ _UNCHANGED = frozenset((Disposition.IDENTICAL, Disposition.KEPT_FIRST))
 def rebuild(root: Path, *, directory: Path | None = None, report: Report | None = None) -> Progress:
     """Make the index of an archive again from its files; nobody may have it open. Blocks, a millisecond per file.
 
-    report: called every REBUILD_BATCH files, and at the end. Raises IndexInUse, ArchiveIndexError, OSError.
+    report: called every comparison.BATCH files, and at the end. Raises IndexInUse, ArchiveIndexError, OSError.
     """
     absolute = os.path.abspath(root)
     directory = directory or Path(absolute) / ".index"
@@ -354,173 +324,3 @@ def rebuild(root: Path, *, directory: Path | None = None, report: Report | None 
     finally:
         index.close()
     return progress
-
-
-def compare(index: Index, root: str, report: Report | None = None) -> Progress:
-    """Bring an index into agreement with the files: by size and time of each, reading only what differs."""
-    progress = Progress()
-    known = {hash(entry) for entry in index.files()}
-    seen: set[int] = set()
-    differing: list[str] = []
-    for path, size_bytes, received_ns in _files(root, progress):
-        progress.files += 1
-        if hash((path, size_bytes, received_ns)) in known:
-            seen.add(hash(path))
-        else:
-            differing.append(path)
-        if len(differing) >= REBUILD_BATCH:
-            seen.update(hash(path) for path in _index_paths(index, root, differing, progress))
-            differing = []
-        if report is not None and progress.files % REBUILD_BATCH == 0:
-            report(progress)
-    seen.update(hash(path) for path in _index_paths(index, root, differing, progress))
-    gone = [path for path, _, _ in index.files() if hash(path) not in seen]
-    index.remove(gone)
-    progress.removed += len(gone)
-    for path, reason in progress.reported:
-        logger.warning("not indexed: %s: %s", path, reason)
-    if report is not None:
-        report(progress)
-    return progress
-
-
-def _files(root: str, progress: Progress) -> Iterator[tuple[str, int, int]]:
-    """Yield path, size and time of what may be ours: `<study>/<series>/<name>.dcm`. Nothing hidden, no links."""
-    for study in _entries(root, "", progress):
-        for series in _entries(root, f"{study.name}/", progress) if _is_folder(study, "", progress) else ():
-            folder = f"{study.name}/{series.name}/"
-            for entry in (
-                _entries(root, folder, progress) if _is_folder(series, f"{study.name}/", progress) else ()
-            ):
-                if not entry.is_file(follow_symlinks=False) or not entry.name.endswith(".dcm"):
-                    progress.skip(folder + entry.name, "it is no file that ends in .dcm")
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                yield folder + entry.name, status.st_size, status.st_mtime_ns
-
-
-def _entries(root: str, folder: str, progress: Progress) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(f"{root}/{folder}") as entries:
-            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
-    except PermissionError as error:
-        progress.skip(folder, str(error.strerror))
-        return []
-
-
-def _is_folder(entry: os.DirEntry[str], parent: str, progress: Progress) -> bool:
-    if entry.is_dir(follow_symlinks=False):
-        return True
-    progress.skip(parent + entry.name, "it is no folder of a study or series")
-    return False
-
-
-def _index_paths(index: Index, root: str, paths: Iterable[str], progress: Progress) -> list[str]:
-    """Read files and put them into the index, or take them out when they are gone. Returns those put in.
-
-    A file that cannot be read or understood is no reason not to index the others.
-    """
-    instances: list[IndexedInstance] = []
-    gone: list[str] = []
-    for path in paths:
-        try:
-            instances.append(read_stored_header(root, path))
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _RESOURCES:
-                raise
-            gone.append(path)
-            _skip(path, error, progress)
-    if gone:
-        index.remove(gone)
-    try:
-        index.add(instances)
-    except (ArchiveIndexError, OSError):
-        raise
-    except Exception:  # one of them is something that nobody thought of
-        instances = [instance for instance in instances if _add_alone(index, instance, progress)]
-    progress.indexed += len(instances)
-    return [instance.path for instance in instances]
-
-
-def _add_alone(index: Index, instance: IndexedInstance, progress: Progress) -> bool:
-    try:
-        index.add([instance])
-    except (ArchiveIndexError, OSError):
-        raise
-    except Exception as error:
-        _skip(instance.path, error, progress)
-        return False
-    return True
-
-
-def _skip(path: str, error: Exception, progress: Progress) -> None:
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return
-        case NotOurs():
-            reason = str(error)
-        case OSError():
-            reason = str(error.strerror)
-        case _:
-            reason = f"it cannot be indexed ({type(error).__name__})"
-            logger.error("%s: %s", path, reason, exc_info=error)
-    progress.skip(path, reason)
-
-
-# What passes, and says nothing about the file.
-_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-
-
-# In an event loop
-
-
-async def stream(
-    answers: Callable[[], Iterator[T]],
-    *,
-    executor: Executor | None = None,
-    chunks: Iterable[int] = (1, 15, 64, 256),
-) -> AsyncIterator[T]:
-    """Bring what a blocking iterator yields into the event loop, as fast as it is taken and no faster.
-
-    answers: makes the iterator, called in the executor as well. chunks: how many to get at a time, the last from then
-    on: a first answer soon, and few switches of threads for many. Closing the generator closes the iterator.
-    """
-    loop = asyncio.get_running_loop()
-    source = _Chunks(answers)
-    size = 1
-    sizes = iter(chunks)
-    try:
-        while True:
-            size = next(sizes, size)
-            chunk = await loop.run_in_executor(executor, source.next, size)
-            for answer in chunk:
-                yield answer
-            if len(chunk) < size:
-                return
-    finally:
-        await asyncio.shield(loop.run_in_executor(executor, source.close))
-
-
-class _Chunks(Generic[T]):
-    """An iterator in another thread; closing waits for the chunk that a cancelled task left behind."""
-
-    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
-        self._make = make
-        self._iterator: Iterator[T] | None = None
-        self._lock = threading.Lock()
-
-    def next(self, size: int) -> list[T]:
-        with self._lock:
-            if self._iterator is None:
-                self._iterator = self._make()
-            return list(islice(self._iterator, size))
-
-    def close(self) -> None:
-        with self._lock:
-            if isinstance(self._iterator, Generator):
-                self._iterator.close()

@@ -218,6 +218,30 @@ async def test_an_index_that_cannot_be_written_is_an_error_until_it_can(
             continue  # of the attempt before
 
 
+@pytest.mark.parametrize("where", ["read", "add"])
+async def test_one_object_that_cannot_be_indexed_does_not_hold_up_the_others(
+    files: FileStore, make_archive: Callable[..., ArchiveIndex], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    archive = make_archive()
+    real_add = archive._index.add
+
+    def read(root: str, path: str) -> Any:
+        if "1.1.1.2" in path and where == "read":
+            raise RecursionError
+        return read_stored_header(root, path)
+
+    def add(instances: Any) -> None:
+        if where == "add" and any(one.sop_instance_uid == "1.1.1.2" for one in instances):
+            raise UnicodeEncodeError("utf-8", "", 0, 1, "surrogates")
+        real_add(instances)
+
+    monkeypatch.setattr("harmony.archive.comparison.read_stored_header", read)
+    monkeypatch.setattr(archive._index, "add", add)
+    for n in range(1, 5):
+        await store(files, archive, f"1.1.1.{n}")
+    assert found(archive) == ["1.1.1.1", "1.1.1.3", "1.1.1.4"]
+
+
 async def test_a_file_that_was_removed_again_is_not_indexed(
     files: FileStore, make_archive: Callable[..., ArchiveIndex], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +278,7 @@ async def test_what_was_not_indexed_when_it_crashed_is_indexed_at_the_next_start
         reads.append(path)
         return read_stored_header(root, path)
 
-    monkeypatch.setattr("harmony.archive.indexing.read_stored_header", counting)
+    monkeypatch.setattr("harmony.archive.comparison.read_stored_header", counting)
     again = make_archive()
     assert found(again) == [f"1.1.1.{n}" for n in range(1, 6)]
     assert len(reads) <= 5  # the log said which; not every file was looked at
