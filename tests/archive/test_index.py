@@ -563,6 +563,36 @@ def test_answers_are_those_of_the_matcher(index: SQLiteIndex, archive: Any, aske
             assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ({"t00100020": "[a]1"}, {"t00100020": "[a]*"}),  # a set of characters in GLOB, not in DICOM
+        ({"t00100020": "x[a]"}, {"t00100020": "*[a]"}),
+        ({"t00100010": "[x]^y"}, {"t00100010": "*[*"}),
+        ({"t00100020": "P\U0010ffff9"}, {"t00100020": "P\U0010ffff*"}),
+        ({"t00100020": "\ud7ff9"}, {"t00100020": "\ud7ff*"}),
+        ({"t00080060": ["CT", "PT"]}, {"t00080061": "PT"}),
+        ({"t00080020": ["20240101", "20250101"]}, {"t00080020": "2025-"}),
+        ({"t00080020": "2024.01.01"}, {"t00080020": "20240101"}),
+        ({"t00100020": None}, {"t00100020": "P1"}),
+        ({"t00100010": None}, {"t00100010": "Doe*"}),
+        ({"t00080060": None}, {"t00080061": "PT"}),
+        ({"t00100010": "Doe"}, {"t00100010": "Doe^*"}),
+        ({"t00100020": "P" + "1" * 60}, {"t00100020": "P" + "*1" * 30}),
+    ],
+)
+def test_what_columns_cannot_tell_is_found_all_the_same(
+    index: SQLiteIndex, stored: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    index.add(
+        [
+            instance("1.1.1.1", **stored),
+            instance("2.1.1.1", study="2.1", t00100020="other", t00100010="Other^O"),
+        ]
+    )
+    assert "1.1" in values(find(index, Level.STUDY, **asked), "0020000D")
+
+
 UIDS = st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 2), st.booleans())
 CHANGES = st.lists(
     st.tuples(st.sampled_from(["add", "remove"]), UIDS, st.integers(1, 4), st.sampled_from(["A", "B"])),
