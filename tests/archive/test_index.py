@@ -544,7 +544,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(archive=ARCHIVES, asked=st.lists(st.tuples(IDENTIFIERS, OPTIONS), min_size=1, max_size=6))
 def test_answers_are_those_of_the_matcher(index: SQLiteIndex, archive: Any, asked: Any) -> None:
     index.clear()
@@ -600,7 +600,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES)
 def test_after_any_changes_it_is_as_if_made_anew(
     index: SQLiteIndex, make_index: Callable[..., SQLiteIndex], changes: Any
