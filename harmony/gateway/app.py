@@ -14,15 +14,15 @@ import logging
 import logging.handlers
 import signal
 import sqlite3
-import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from harmony import __version__
-from harmony.gateway.config import ConfigError, Listener, LoadedConfig, LogSettings
+from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.options import PrefixOptions
 from harmony.gateway.pipelines import Assembly, assemble
+from harmony.gateway.tls import server_context
 from harmony.http import HTTPServer, Request, Response
 from harmony.http.message import HTTPError
 from harmony.jmix.store import EnvelopeStore
@@ -95,7 +95,7 @@ class Gateway:
             for network, address in assembly.http:
                 with _explained(f"HTTP on {address}"):
                     await self._http.start(
-                        address.host, address.port, ssl=_tls_context(address), network=network
+                        address.host, address.port, ssl=server_context(address), network=network
                     )
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
@@ -166,15 +166,6 @@ def _closing(store: EnvelopeStore) -> _Stop:
         await asyncio.to_thread(store.close)
 
     return close
-
-
-def _tls_context(address: Listener) -> ssl.SSLContext | None:
-    if address.tls is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(address.tls.cert_path, address.tls.key_path)
-    return context
 
 
 def run(config: LoadedConfig) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from harmony.dimse.scp import Server, Services
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.options import DicomScpOptions
+from harmony.gateway.tls import server_context
 from harmony.ul.acceptor import AcceptorLimits
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import AcceptorPolicy
@@ -89,21 +89,9 @@ class DicomListener:
 
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""
-        context = await asyncio.to_thread(_tls_context, self.address)
+        context = await asyncio.to_thread(server_context, self.address)
         await self.server.listen(self.address.host, self.address.port, ssl_context=context)
 
     async def stop(self, grace_s: float) -> None:
         """Let associations end within grace_s, rejecting new ones, then abort what is left."""
         await self.server.drain(grace_s)
-
-
-def _tls_context(address: Listener) -> ssl.SSLContext | None:
-    if address.tls is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # PS3.15 B.12
-    context.load_cert_chain(address.tls.cert_path, address.tls.key_path)
-    if address.tls.ca_cert_path is not None:
-        context.load_verify_locations(address.tls.ca_cert_path)
-        context.verify_mode = ssl.CERT_REQUIRED if address.tls.require_client_cert else ssl.CERT_OPTIONAL
-    return context

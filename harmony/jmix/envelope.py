@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -33,30 +32,23 @@ from harmony.dicom.uid import path_component
 from harmony.jmix import documents
 from harmony.jmix.documents import Entity, EnvelopeInstance, EnvelopeSeries, EnvelopeStudy, Parties, Profile
 from harmony.jmix.header import read_header
+from harmony.jmix.journal import PlannedObject
 from harmony.jmix.limits import canonical_envelope_id
 from harmony.jmix.payload_hash import listing_hash
 from harmony.jmix.zipstream import Compression, Member, ZipFileWriter
 
-__all__ = ["Compression", "Entity", "EnvelopePlan", "EnvelopeSummary", "Parties", "Profile", "build_envelope"]
+__all__ = [
+    "Compression",
+    "Entity",
+    "EnvelopePlan",
+    "EnvelopeSummary",
+    "Parties",
+    "PlannedObject",
+    "Profile",
+    "build_envelope",
+]
 
 TEMPORARY_SUFFIX = ".tmp"
-
-
-class PlannedObject(Protocol):
-    """One file that goes into an envelope; `journal.JournalEntry` is one."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def study_instance_uid(self) -> str: ...
-    @property
-    def series_instance_uid(self) -> str: ...
-    @property
-    def sop_class_uid(self) -> str: ...
-    @property
-    def sop_instance_uid(self) -> str: ...
-    @property
-    def transfer_syntax_uid(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

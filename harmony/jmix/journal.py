@@ -34,6 +34,7 @@ __all__ = [
     "EnvelopeJournal",
     "JournalEntry",
     "JournalHeader",
+    "PlannedObject",
     "Recovered",
     "Stored",
     "read",
@@ -51,8 +52,8 @@ _FILE_MODE = 0o640
 _encode = msgspec.json.Encoder().encode
 
 
-class Stored(Protocol):
-    """What an object's line says; `harmony.archive.StoredObject` is one."""
+class PlannedObject(Protocol):
+    """One file that goes into an envelope; a `JournalEntry` is one."""
 
     @property
     def path(self) -> str: ...
@@ -66,6 +67,11 @@ class Stored(Protocol):
     def sop_instance_uid(self) -> str: ...
     @property
     def transfer_syntax_uid(self) -> str: ...
+
+
+class Stored(PlannedObject, Protocol):
+    """What an object's line says; `harmony.archive.StoredObject` is one."""
+
     @property
     def size_bytes(self) -> int: ...
     @property
