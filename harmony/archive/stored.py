@@ -13,7 +13,7 @@ from typing import Protocol
 
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
 
-__all__ = ["Disposition", "Journal", "StoredObject", "refusal"]
+__all__ = ["Disposition", "Journal", "JournalChain", "StoredObject", "refusal"]
 
 
 class Disposition(Enum):
@@ -70,6 +70,27 @@ class Journal(Protocol):
 
     def sync(self) -> None:
         """Make what was appended durable. Called in a worker thread, only with durability "fsync"."""
+
+
+class JournalChain:
+    """Two journals as one; the first to refuse an object refuses it for both.
+
+    What the first has written down then is an object that does not exist, as after a crash.
+    """
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Journal, second: Journal) -> None:
+        self._first = first
+        self._second = second
+
+    def append(self, stored: StoredObject) -> None:
+        self._first.append(stored)
+        self._second.append(stored)
+
+    def sync(self) -> None:
+        self._first.sync()
+        self._second.sync()
 
 
 # What another try later, or somewhere else, may cure. All other errors of the disk are processing errors.

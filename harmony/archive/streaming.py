@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor
 from itertools import islice
 from typing import Generic, TypeVar
@@ -23,7 +23,7 @@ async def stream(
     *,
     executor: Executor | None = None,
     chunks: Iterable[int] = (1, 15, 64, 256),
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """Bring what a blocking iterator yields into the event loop, as fast as it is taken and no faster.
 
     answers: makes the iterator, called in the executor as well. chunks: how many to get at a time, the last from then

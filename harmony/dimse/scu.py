@@ -31,7 +31,7 @@ from harmony.dimse.sop_class import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
 )
-from harmony.dimse.source import BytesSource, DataSource, FileSource, StreamSource
+from harmony.dimse.source import BytesSource, Data, DataSource, FileSource, StreamSource
 from harmony.dimse.status import DimseError, Outcome, StatusClass
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
@@ -69,7 +69,7 @@ class Instance:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    data: bytes | bytearray | memoryview | DataSource | AsyncIterable[bytes]
+    data: Data
 
 
 def contexts_for(files: Iterable[str | Path | FileMeta]) -> tuple[ProposedContext, ...]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Protocol
 
+from harmony.dimse.source import Data, pieces
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
 
-__all__ = ["AsyncSink", "BytesSink", "Collector", "DataStream", "Drain", "Flow", "Sink"]
+__all__ = ["AsyncSink", "BytesSink", "Collector", "DataStream", "Drain", "Flow", "Sink", "feed"]
 
 CHUNK_OVERHEAD = 64
 """What a waiting chunk counts besides its bytes, so that a peer that sends fragments of two bytes is held too."""
@@ -167,6 +169,22 @@ class AsyncSink:
 
     def abort(self) -> None:
         self._task.cancel()
+
+
+async def feed(sink: Sink, data: Data) -> Outcome:
+    """Write a data set that is not coming from an association into a sink; return what the sink says of it.
+
+    Raises what the sink raises, or the data; the sink has been aborted then.
+    """
+    try:
+        async with aclosing(pieces(data)) as fragments:
+            async for fragment in fragments:
+                sink.write(memoryview(fragment))
+        answer = sink.finish()
+        return answer if isinstance(answer, Outcome) else await answer
+    except BaseException:
+        sink.abort()
+        raise
 
 
 class Drain:

@@ -8,11 +8,14 @@ iterable whose length is not known, such as an HTTP body.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["BytesSource", "DataSource", "FileSource", "StreamSource"]
+__all__ = ["BytesSource", "Data", "DataSource", "FileSource", "StreamSource", "pieces"]
+
+PIECE_BYTES = 256 * 1024
+"""Of a source read piece by piece: few system calls, and what was read is still in the cache when it is used."""
 
 IOV_MAX = 1024
 """Buffers one preadv takes at most (the kernel's UIO_MAXIOV)."""
@@ -88,3 +91,35 @@ class StreamSource:
 
     def __init__(self, chunks: AsyncIterable[bytes | memoryview]) -> None:
         self.chunks = chunks
+
+
+Data = bytes | bytearray | memoryview | DataSource | AsyncIterable[bytes]
+"""A data set to be sent: a buffer, a source that is read, or chunks of unknown total length."""
+
+
+async def pieces(data: Data) -> AsyncGenerator[bytes | memoryview, None]:
+    """The data of an Instance (`harmony.dimse.scu`) piece by piece, for whoever does not send it as C-STORE.
+
+    A memoryview is valid until the next piece is asked for. Sources and generators are closed at the end. EOFError when
+    a file has become shorter.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        yield data if isinstance(data, bytes) else memoryview(data).cast("B")
+    elif isinstance(data, AsyncIterable):
+        try:
+            async for piece in data:
+                yield piece
+        finally:
+            if isinstance(data, AsyncGenerator):
+                await data.aclose()
+    else:
+        try:
+            left = data.size_bytes
+            buffer = memoryview(bytearray(min(left, PIECE_BYTES)))
+            while left:
+                place = buffer[:left]
+                data.read_into([place])
+                left -= len(place)
+                yield place
+        finally:
+            data.close()

@@ -1,19 +1,59 @@
 """The one interface between endpoints, middleware and backends (docs/DESIGN.md, "The gateway").
 
-An endpoint calls a `Backend`; backends are one; middleware is a Backend around a Backend. So far a Backend stores
-instances; queries and retrieval join it with the services that need them.
+An endpoint calls a `Backend`; backends are one; middleware is a Backend around a Backend. Attributes cross it as
+DICOM JSON models with Unicode strings (`harmony.dicom.json_model`), data sets as the bytes they are.
+
+Errors pass as they are, so that every endpoint can give its own protocol's answer: DimseError (the service said no),
+AssociationError and TimeoutError (a peer that is not to be had), IdentifierError (the query has no meaning),
+ArchiveIndexError and OSError (the local archive).
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from harmony.dimse.exchange import StoreRequest
+from harmony.archive.index import UniqueKeys
+from harmony.archive.levels import Level
+from harmony.archive.matcher import MatchingOptions
+from harmony.dicom.json_model import Model
+from harmony.dimse.command import PRIORITY_MEDIUM
+from harmony.dimse.operation import StoreRequest
+from harmony.dimse.retrieve_scp import Selection
+from harmony.dimse.scu import Instance
 from harmony.dimse.sink import Sink
+from harmony.dimse.status import Outcome
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Query", "Retrieve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for, at one level of the Query/Retrieve information model (PS3.4 §C.4.1)."""
+
+    level: Level
+    identifier: Model
+    """Keys to match, and empty ones for what to return. (0008,0052) counts for nothing here."""
+    patient_root: bool = False
+    """Asked in the Patient Root model; a PACS is asked in the same one if it has it."""
+    matching: MatchingOptions = field(default=MatchingOptions())
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieve:
+    """Which instances to get (PS3.4 §C.4.2.1.4)."""
+
+    level: Level
+    keys: UniqueKeys
+    """At least one of them is not None."""
+    patient_root: bool = False
+    accepted: tuple[tuple[str, str], ...] | None = None
+    """SOP classes with the transfer syntaxes that whoever gets the instances can take; None: anything."""
+    priority: int = PRIORITY_MEDIUM
 
 
 class Backend(Protocol):
@@ -29,8 +69,27 @@ class Backend(Protocol):
         """Finish what is under way within grace_s, after every endpoint has stopped. Once more after it was
         cancelled."""
 
+    async def echo(self) -> None:
+        """Return when what is behind this answers."""
+
+    def query(self, query: Query) -> AsyncGenerator[Model, None]:
+        """Yield matches as they are found; closing the generator ends the search.
+
+        Each has the attributes that were asked for and the unique keys of its level and those above.
+        """
+
+    async def retrieve(self, retrieve: Retrieve) -> Selection:
+        """Find instances. Those that match none of the keys make an empty selection, which is no error.
+
+        The selection's `instances` must be iterated or closed (`harmony.dimse.cancellation.close_iterator`), and the
+        data of each instance read before the next one is asked for; it is not valid any more then.
+        """
+
     def store(self, request: StoreRequest) -> Sink:
-        """The sink for one instance; raises DimseError to refuse it."""
+        """The sink for one instance that a peer sends; raises DimseError to refuse it."""
+
+    async def store_instance(self, instance: Instance) -> Outcome:
+        """Store one instance that came some other way; raises DimseError for a failure."""
 
     def association_established(self, association: Association) -> None:
         """Instances may come from this association."""

@@ -1,26 +1,53 @@
-"""The local archive as a backend: what a DICOM endpoint receives becomes a Part 10 file, and that is all.
+"""The local archive as a backend: what an endpoint receives becomes a Part 10 file, and is found again.
 
-It is what a pipeline with `backends = []` has, and what `jmix_builder` packs envelopes from.
+It is what a pipeline with `backends = []` has, what the `storage` backend is, and what `jmix_builder` packs envelopes
+from. Files are `harmony.archive.files`, the index over them `harmony.archive.indexing`; an object that was acknowledged
+is found by the next query.
+
+Several pipelines may have the same folder. Each has a LocalArchive with options of its own for what it receives; they
+share the one index, which the gateway opens before and closes after them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from itertools import islice
 
-from harmony.archive.files import FileStore
-from harmony.dimse.exchange import StoreRequest
-from harmony.dimse.sink import Sink
+from harmony.archive.files import FileSink, FileStore
+from harmony.archive.index import ArchiveIndexError, StoredInstance, UniqueKeys
+from harmony.archive.indexing import ArchiveIndex, stream
+from harmony.archive.matching import compile_query
+from harmony.archive.projection import Projection
+from harmony.archive.stored import Journal, JournalChain, StoredObject
+from harmony.dicom.json_model import Model
+from harmony.dimse.operation import StoreRequest
+from harmony.dimse.retrieve_scp import Selection, Unavailable
+from harmony.dimse.scu import Instance
+from harmony.dimse.sink import Sink, feed
+from harmony.dimse.source import FileSource
+from harmony.dimse.status import Outcome
+from harmony.gateway.backend import Query, Retrieve
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
 __all__ = ["LocalArchive"]
 
+LISTED_INSTANCES = 4096
+"""A selection up to this size is read from the index at once, some 2 MB; a larger one is streamed."""
+LISTED_UIDS = 65536
+"""And of one up to this size the UIDs are known beforehand, so that every failure can be listed."""
+
 
 class LocalArchive:
-    """A `Backend` over a FileStore, which it opens and closes."""
+    """A `Backend` over a FileStore, which it opens and closes.
 
-    def __init__(self, files: FileStore) -> None:
+    index: of the FileStore's folder, open while this is started. None: what is received cannot be queried.
+    """
+
+    def __init__(self, files: FileStore, index: ArchiveIndex | None = None) -> None:
         self.files = files
+        self.index = index
 
     def __str__(self) -> str:
         return f"the storage folder {self.files.folder.root}"
@@ -31,17 +58,131 @@ class LocalArchive:
     async def stop(self, grace_s: float) -> None:
         self.files.close()
 
+    async def echo(self) -> None:
+        """It is here, so it answers."""
+
+    # Storing
+
     def store(self, request: StoreRequest) -> Sink:
+        return self.sink(request)
+
+    def sink(
+        self,
+        request: StoreRequest,
+        *,
+        journal: Journal | None = None,
+        on_stored: Callable[[StoredObject], None] | None = None,
+    ) -> FileSink:
+        """The sink of `FileStore.sink` for a request, whose object gets into the index as well."""
+        index = self.index
+        if index is not None:
+            journal = index if journal is None else JournalChain(index, journal)
+            on_stored = index.stored if on_stored is None else _both(index.stored, on_stored)
         return self.files.sink(
             sop_class_uid=request.affected_sop_class_uid,
             sop_instance_uid=request.affected_sop_instance_uid,
             transfer_syntax_uid=request.transfer_syntax_uid,
             calling_ae_title=request.calling_ae_title,
             called_ae_title=request.called_ae_title,
+            journal=journal,
+            on_stored=on_stored,
         )
+
+    async def store_instance(self, instance: Instance) -> Outcome:
+        index = self.index
+        sink = self.files.sink(
+            sop_class_uid=instance.sop_class_uid,
+            sop_instance_uid=instance.sop_instance_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+            journal=index,
+            on_stored=None if index is None else index.stored,
+        )
+        return await feed(sink, instance.data)
 
     def association_established(self, association: Association) -> None:
         pass
 
     def association_ended(self, association: Association, error: AssociationError | None) -> None:
         pass
+
+    # Finding
+
+    async def query(self, query: Query) -> AsyncGenerator[Model, None]:
+        index = self._index()
+        matcher = compile_query(query.identifier, query.matching)
+        projection = Projection(matcher, level=query.level.value, patient_root=query.patient_root)
+        answers = stream(lambda: index.query(query.level, matcher, limit=query.limit))
+        try:
+            async for entity in answers:
+                yield projection.project(entity)
+        finally:
+            await answers.aclose()
+
+    async def retrieve(self, retrieve: Retrieve) -> Selection:
+        """Instances come as they are stored, whatever `retrieve.accepted` says."""
+        index = self._index()
+        listed, uids, pairs, total = await asyncio.to_thread(_survey, index, retrieve.keys)
+        return Selection(
+            _instances(index, retrieve.keys, listed),
+            sop_instance_uids=uids,
+            total=total,
+            contexts=pairs,
+        )
+
+    def _index(self) -> ArchiveIndex:
+        if self.index is None:
+            raise ArchiveIndexError("this archive has no index")
+        return self.index
+
+
+def _both(
+    first: Callable[[StoredObject], None], second: Callable[[StoredObject], None]
+) -> Callable[[StoredObject], None]:
+    def both(stored: StoredObject) -> None:
+        first(stored)
+        second(stored)
+
+    return both
+
+
+def _survey(
+    index: ArchiveIndex, keys: UniqueKeys
+) -> tuple[list[StoredInstance] | None, list[str] | None, list[tuple[str, str]], int]:
+    """Blocking: the instances when they are few, their UIDs unless they are very many, the pairs of SOP class and
+    transfer syntax, and the number."""
+    found: Iterator[StoredInstance] = index.instances(keys)
+    first = list(islice(found, LISTED_INSTANCES + 1))
+    pairs = {(each.sop_class_uid, each.transfer_syntax_uid): None for each in first}
+    uids = [each.sop_instance_uid for each in first]
+    if len(first) <= LISTED_INSTANCES:
+        return first, uids, list(pairs), len(first)
+    total = len(first)
+    for each in found:
+        total += 1
+        pairs[each.sop_class_uid, each.transfer_syntax_uid] = None
+        if total <= LISTED_UIDS:
+            uids.append(each.sop_instance_uid)
+    return None, uids if total <= LISTED_UIDS else None, list(pairs), total
+
+
+async def _instances(
+    index: ArchiveIndex, keys: UniqueKeys, listed: list[StoredInstance] | None
+) -> AsyncGenerator[Instance | Unavailable, None]:
+    if listed is not None:
+        for stored in listed:
+            yield _instance(stored)
+        return
+    answers = stream(lambda: index.instances(keys))
+    try:
+        async for stored in answers:
+            yield _instance(stored)
+    finally:
+        await answers.aclose()
+
+
+def _instance(stored: StoredInstance) -> Instance | Unavailable:
+    try:
+        source = FileSource(stored.path, offset=stored.data_set_offset)
+    except OSError:  # removed in this moment, or unreadable
+        return Unavailable(stored.sop_instance_uid)
+    return Instance(stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid, source)
