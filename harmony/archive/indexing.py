@@ -46,7 +46,7 @@ from harmony.archive.stored import Disposition, StoredObject
 from harmony.archive.streaming import stream
 from harmony.dicom.json_model import vr_of
 
-__all__ = ["ArchiveIndex", "Progress", "rebuild", "stream"]
+__all__ = ["ArchiveIndex", "Progress", "Report", "rebuild", "stream"]
 
 logger = logging.getLogger("harmony.archive")
 

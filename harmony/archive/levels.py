@@ -25,6 +25,7 @@ __all__ = [
     "STUDY_ATTRIBUTES",
     "Entity",
     "Level",
+    "infer_level",
     "instance_attributes",
     "joined",
     "patient_key",
@@ -104,6 +105,24 @@ def patient_key(header: Mapping[str, Any]) -> str:
     if patient_id:
         return f"{patient_id}\n{joined(header, 0x00100021)}"
     return f"\n\n{joined(header, 0x00100010)}\n{joined(header, 0x00100030)}"
+
+
+def infer_level(identifier: Mapping[str, Any]) -> Level:
+    """Return the level that the keys of an identifier suggest, for requests that do not state one.
+
+    The lowest unique key with a value decides; one that is present without value counts where a key above it has one,
+    since then it is what is asked for.
+    """
+
+    def filled(tag: int) -> bool:
+        return bool(joined(identifier, tag).strip())
+
+    study, series, instance = 0x0020000D, 0x0020000E, 0x00080018
+    if filled(instance) or (f"{instance:08X}" in identifier and (filled(study) or filled(series))):
+        return Level.IMAGE
+    if filled(series) or (f"{series:08X}" in identifier and filled(study)):
+        return Level.SERIES
+    return Level.STUDY if f"{study:08X}" in identifier else Level.PATIENT
 
 
 def uid_folder(uid: str) -> str:

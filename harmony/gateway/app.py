@@ -15,10 +15,13 @@ import logging.handlers
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from harmony import __version__
+from harmony.archive.index import ArchiveIndexError
+from harmony.archive.indexing import ArchiveIndex, Progress, Report
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.options import PrefixOptions
 from harmony.gateway.pipelines import Assembly, assemble
@@ -33,6 +36,9 @@ logger = logging.getLogger("harmony.gateway")
 
 GRACE_S = 20.0
 """For associations, requests and uploads that are under way when the gateway is told to stop."""
+
+REPORT_S = 5.0
+"""Between lines about an index that is being made at the start."""
 
 EXIT_CANNOT_START = 1
 EXIT_UNUSABLE = 2
@@ -81,6 +87,10 @@ class Gateway:
             with _explained(f"the envelope store {path}"):
                 await asyncio.to_thread(store.open)
             self._inner.append(_closing(store))
+        for path, index in assembly.indexes.items():
+            with _explained(f"the index of the storage folder {path}"):
+                await asyncio.to_thread(index.open, _reporting(path))
+            self._inner.append(_closing(index))
         for backend in assembly.backends:
             with _explained(str(backend)):
                 await backend.start()
@@ -125,6 +135,11 @@ class Gateway:
                 lines.append(f"  DICOM  {host}:{port}  AE title {title}")
                 lines.append(f"         try: echoscu -aec {title} {shown} {port}")
                 lines.append(f"         try: storescu -aec {title} {shown} {port} FILE.dcm")
+                if scp.backend.can_be_queried and scp.options.enable_find:
+                    lines.append(
+                        f"         try: findscu -aec {title} -S {shown} {port} "
+                        "-k QueryRetrieveLevel=STUDY -k PatientName -k StudyInstanceUID"
+                    )
         for network, address in self._assembly.http:
             prefixes = sorted(
                 endpoint.options.path_prefix
@@ -150,7 +165,7 @@ def _explained(what: str) -> Iterator[None]:
             f": {error.filename}" if error.filename is not None and str(error.filename) not in what else ""
         )
         raise StartError(f"{what}{where}: {error.strerror or error}") from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ArchiveIndexError) as error:
         raise StartError(f"{what}: {error}") from error
 
 
@@ -161,11 +176,26 @@ async def _stopped(stop: _Stop, grace_s: float) -> None:
         logger.exception("a part of the gateway did not stop cleanly")
 
 
-def _closing(store: EnvelopeStore) -> _Stop:
+def _closing(store: EnvelopeStore | ArchiveIndex) -> _Stop:
     async def close(grace_s: float) -> None:
         await asyncio.to_thread(store.close)
 
     return close
+
+
+def _reporting(path: Path) -> Report:
+    """A line now and then while an index is brought up to date, which is a millisecond per file that it lacks."""
+    told_at = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal told_at
+        if time.monotonic() >= told_at + REPORT_S:
+            told_at = time.monotonic()
+            logger.info(
+                "%s: %d files compared with the index, %d indexed", path, progress.files, progress.indexed
+            )
+
+    return report
 
 
 def run(config: LoadedConfig) -> int:

@@ -62,6 +62,14 @@ class Backend(Protocol):
     str() names it in messages to the operator.
     """
 
+    @property
+    def matches_as_asked(self) -> bool:
+        """The `matching` of a Query is honoured; a PACS matches as it will."""
+
+    @property
+    def can_be_queried(self) -> bool:
+        """`query` and `retrieve` have something to look into."""
+
     async def start(self) -> None:
         """Get ready, before any endpoint listens; raises OSError or sqlite3.Error when it cannot."""
 

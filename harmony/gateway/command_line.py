@@ -1,4 +1,4 @@
-"""`python -m harmony`: arguments, `--check`, `outbox`, and the way into the running gateway.
+"""`python -m harmony`: arguments, `--check`, `outbox`, `index`, and the way into the running gateway.
 
 Exit status 0 after a clean stop or a good check, 2 for arguments and configurations that cannot be used; whatever the
 gateway returns otherwise. Without `--config` the embedded default runs: no file is looked for, so that the folder one
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.retry is not None and arguments.command != "outbox":
         parser.error("--retry belongs to the outbox command")
+    if (arguments.command == "index") != (arguments.action == "rebuild"):
+        parser.error("index is followed by rebuild, and only index is")
     if arguments.print_default:
         sys.stdout.write(DEFAULT_CONFIG)
         return 0
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "outbox":
         show: Callable[..., int] = importlib.import_module("harmony.gateway.outbox_command").run
         return show(config, retry=arguments.retry)
+    if arguments.command == "index":
+        rebuild: Callable[[LoadedConfig], int] = importlib.import_module("harmony.gateway.index_command").run
+        return rebuild(config)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     run: Callable[[LoadedConfig], int] = importlib.import_module("harmony.gateway.app").run
@@ -64,9 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["start", "outbox"],
-        help="start, which is what happens anyway, or outbox: list the envelopes that are not delivered yet",
+        choices=["start", "outbox", "index"],
+        help="start, which is what happens anyway; outbox: list the envelopes that are not delivered yet; "
+        "index rebuild: make the index of the archive again from its files",
     )
+    parser.add_argument("action", nargs="?", choices=["rebuild"], help=argparse.SUPPRESS)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="main configuration file (.toml)")
     parser.add_argument(
         "--check", action="store_true", help="load and check the configuration, print it, exit"

@@ -1,7 +1,7 @@
 """The `dicom_scp` endpoint: a DICOM listener in front of a Backend (its options: docs/CONFIGURATION.md).
 
 One `DicomListener` per address; endpoints that share an address are told apart by the called AE title. C-ECHO is
-answered here, C-STORE goes to the endpoint's backend. A disabled operation is not accepted in negotiation.
+answered here, everything else by the endpoint's backend. A disabled operation is not accepted in negotiation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from harmony.dimse.scp import Server, Services
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.options import DicomScpOptions
+from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.gateway.tls import server_context
 from harmony.ul.acceptor import AcceptorLimits
 from harmony.ul.deadlines import Timeouts
@@ -38,6 +39,10 @@ class DicomSCP:
         assert isinstance(options, DicomScpOptions)
         return options
 
+    @property
+    def query_retrieve(self) -> QueryRetrieve:
+        return QueryRetrieve(self.backend, self.options)
+
     def services(self) -> Services:
         """What this endpoint performs, by its enable_* flags."""
         options, services = self.options, Services()
@@ -49,6 +54,8 @@ class DicomSCP:
                 sop_classes=options.sop_classes or None,
                 transfer_syntaxes=options.transfer_syntaxes or None,
             )
+        if self.backend.can_be_queried:
+            self.query_retrieve.register(services)
         services.on_association(self.backend.association_established, self.backend.association_ended)
         return services
 
@@ -60,6 +67,7 @@ class DicomSCP:
             calling_ae_titles=options.allowed_calling_ae_titles(),
             maximum_length=options.max_pdu,
             maximum_operations_performed=options.max_operations,
+            extended_negotiation=self.query_retrieve.extended_negotiation,
         )
 
 

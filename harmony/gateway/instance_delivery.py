@@ -20,13 +20,13 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harmony.archive.files import Disposition, FileSink, FileStore, StoredObject
+from harmony.archive.files import Disposition, FileSink, StoredObject
 from harmony.archive.stored import refusal
-from harmony.dimse.exchange import StoreRequest
 from harmony.dimse.sink import Sink
 from harmony.dimse.status import Outcome, Status
 from harmony.gateway.envelope_builder import ENVELOPE_TYPE, EnvelopeBuilder
 from harmony.gateway.jmix_backend import JmixUpstream, Result, Verdict
+from harmony.gateway.local_archive import Announced, LocalArchive
 
 __all__ = ["InstanceDeliveries"]
 
@@ -44,9 +44,9 @@ class InstanceDeliveries:
         self._upstream = upstream
         self._deliveries: dict[str, asyncio.Task[Outcome]] = {}  # by envelope id
 
-    def sink(self, request: StoreRequest, files: FileStore) -> Sink:
+    def sink(self, announced: Announced, archive: LocalArchive) -> Sink:
         """For one object."""
-        return _Sink(self, request, files)
+        return _Sink(self, announced, archive)
 
     async def stop(self, grace_s: float) -> None:
         """Let uploads end within grace_s; what is cut short is handed back to its sender."""
@@ -114,18 +114,11 @@ class _Sink:
 
     __slots__ = ("_deliveries", "_origin", "_sink", "_stored", "abort", "write")
 
-    def __init__(self, deliveries: InstanceDeliveries, request: StoreRequest, files: FileStore) -> None:
+    def __init__(self, deliveries: InstanceDeliveries, announced: Announced, archive: LocalArchive) -> None:
         self._deliveries = deliveries
-        self._origin = request.calling_ae_title
+        self._origin = announced.calling_ae_title
         self._stored: StoredObject | None = None
-        self._sink: FileSink = files.sink(
-            sop_class_uid=request.affected_sop_class_uid,
-            sop_instance_uid=request.affected_sop_instance_uid,
-            transfer_syntax_uid=request.transfer_syntax_uid,
-            calling_ae_title=request.calling_ae_title,
-            called_ae_title=request.called_ae_title,
-            on_stored=self._remember,
-        )
+        self._sink: FileSink = archive.sink(announced, on_stored=self._remember)
         self.write = self._sink.write
         self.abort = self._sink.abort
 

@@ -24,18 +24,23 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harmony.archive.files import FileSink, FileStore, StoredObject
-from harmony.dimse.exchange import StoreRequest
-from harmony.dimse.sink import Sink
+from harmony.archive.files import FileSink, StoredObject
+from harmony.dicom.json_model import Model
+from harmony.dimse.operation import StoreRequest
+from harmony.dimse.retrieve_scp import Selection
+from harmony.dimse.scu import Instance
+from harmony.dimse.sink import Sink, feed
 from harmony.dimse.status import Outcome, Status
+from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.envelope_builder import ENVELOPE_TYPE, EnvelopeBuilder
 from harmony.gateway.instance_delivery import InstanceDeliveries
 from harmony.gateway.jmix_backend import Courier, JmixUpstream
+from harmony.gateway.local_archive import Announced, LocalArchive, Upload
 from harmony.gateway.options import JmixBuilderOptions
 from harmony.jmix import journal as journals
 from harmony.jmix.assembly import AssociationEnvelopes, EnvelopeAssembly
@@ -62,7 +67,7 @@ IN_DOUBT_KEPT_S = 7 * 86400.0
 
 
 class JmixBuilder:
-    """Packs what one pipeline receives. files: opened and closed by this object, as are its outbox and its
+    """Packs what one pipeline receives. archive: started and stopped by this object, as are its outbox and its
     courier."""
 
     def __init__(
@@ -70,7 +75,7 @@ class JmixBuilder:
         pipeline: str,
         options: JmixBuilderOptions,
         *,
-        files: FileStore,
+        archive: LocalArchive,
         envelopes: EnvelopeStore,
         folder: Path,
         upstream: JmixUpstream | None,
@@ -81,13 +86,13 @@ class JmixBuilder:
         time."""
         self._pipeline = pipeline
         self._options = options
-        self._files = files
+        self._archive = archive
         self._envelopes = EnvelopeBuilder(options, envelopes, fsync=fsync)
         self._journal_folder = folder / "journals"
         self._outbox_path = folder / OUTBOX_NAME
         self._upstream = upstream
         self._window = window
-        self._storage_root = str(files.folder.root)
+        self._storage_root = str(archive.files.folder.root)
         self._outbox: Outbox | None = None
         self._courier: Courier | None = None
         self._assembly: EnvelopeAssembly
@@ -105,7 +110,16 @@ class JmixBuilder:
 
     # Backend -----
 
+    @property
+    def matches_as_asked(self) -> bool:
+        return self._archive.matches_as_asked
+
+    @property
+    def can_be_queried(self) -> bool:
+        return self._archive.can_be_queried
+
     async def start(self) -> None:
+        await self._archive.start()
         orders = await asyncio.to_thread(self._open)
         assert self._outbox is not None
         for path in orders:
@@ -144,13 +158,34 @@ class JmixBuilder:
             await asyncio.wait({self._builder})
         if self._courier is not None:
             await self._courier.stop(max(0.0, deadline - loop.time()))
-        self._files.close()
+        await self._archive.stop(0.0)
         await asyncio.to_thread(self._outbox.close)
 
     def store(self, request: StoreRequest) -> Sink:
         if self._options.group == "instance":
-            return self._deliveries.sink(request, self._files)
-        return _StudySink(self, request, self._files, self._associations[request.association])
+            return self._deliveries.sink(request, self._archive)
+        return _StudySink(self, request, self._archive, self._associations[request.association])
+
+    async def store_instance(self, instance: Instance) -> Outcome:
+        """As if it were all that an association brought."""
+        upload = Upload.of(instance)
+        if self._options.group == "instance":
+            return await feed(self._deliveries.sink(upload, self._archive), instance.data)
+        envelopes = self._assembly.begin("")
+        try:
+            return await feed(_StudySink(self, upload, self._archive, envelopes), instance.data)
+        finally:
+            self._books.complete += envelopes.ended(released=True)
+            self._books.wanted.set()
+
+    async def echo(self) -> None:
+        await self._archive.echo()
+
+    def query(self, query: Query) -> AsyncGenerator[Model, None]:
+        return self._archive.query(query)
+
+    async def retrieve(self, retrieve: Retrieve) -> Selection:
+        return await self._archive.retrieve(retrieve)
 
     def association_established(self, association: Association) -> None:
         self._associations[association] = self._assembly.begin(association.agreed.calling_ae_title)
@@ -245,7 +280,6 @@ class JmixBuilder:
 
     def _open(self) -> list[Path]:
         """Blocking: open everything, and take up what an earlier process left: return the closed journals."""
-        self._files.open()
         self._journal_folder.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(self._outbox_path)
         self._outbox = outbox
@@ -350,21 +384,13 @@ class _StudySink:
     def __init__(
         self,
         builder: JmixBuilder,
-        request: StoreRequest,
-        files: FileStore,
+        announced: Announced,
+        archive: LocalArchive,
         envelopes: AssociationEnvelopes,
     ) -> None:
         self._builder = builder
         self._envelopes = envelopes
-        self._sink: FileSink = files.sink(
-            sop_class_uid=request.affected_sop_class_uid,
-            sop_instance_uid=request.affected_sop_instance_uid,
-            transfer_syntax_uid=request.transfer_syntax_uid,
-            calling_ae_title=request.calling_ae_title,
-            called_ae_title=request.called_ae_title,
-            journal=envelopes,
-            on_stored=self._stored,
-        )
+        self._sink: FileSink = archive.sink(announced, journal=envelopes, on_stored=self._stored)
         self.write = self._sink.write
         self.abort = self._sink.abort
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 from harmony.archive.files import FileSink, FileStore
 from harmony.archive.index import ArchiveIndexError, StoredInstance, UniqueKeys
@@ -31,12 +33,42 @@ from harmony.gateway.backend import Query, Retrieve
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
-__all__ = ["LocalArchive"]
+__all__ = ["Announced", "LocalArchive", "Upload"]
 
 LISTED_INSTANCES = 4096
 """A selection up to this size is read from the index at once, some 2 MB; a larger one is streamed."""
 LISTED_UIDS = 65536
 """And of one up to this size the UIDs are known beforehand, so that every failure can be listed."""
+
+
+class Announced(Protocol):
+    """What is known of an object before its data set comes; a StoreRequest is one."""
+
+    @property
+    def affected_sop_class_uid(self) -> str: ...
+    @property
+    def affected_sop_instance_uid(self) -> str: ...
+    @property
+    def transfer_syntax_uid(self) -> str: ...
+    @property
+    def calling_ae_title(self) -> str: ...
+    @property
+    def called_ae_title(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The same of an object that no association brings."""
+
+    affected_sop_class_uid: str
+    affected_sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str = ""
+    called_ae_title: str = ""
+
+    @staticmethod
+    def of(instance: Instance) -> Upload:
+        return Upload(instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
 
 
 class LocalArchive:
@@ -51,6 +83,14 @@ class LocalArchive:
 
     def __str__(self) -> str:
         return f"the storage folder {self.files.folder.root}"
+
+    @property
+    def matches_as_asked(self) -> bool:
+        return True
+
+    @property
+    def can_be_queried(self) -> bool:
+        return self.index is not None
 
     async def start(self) -> None:
         await asyncio.to_thread(self.files.open)
@@ -68,36 +108,28 @@ class LocalArchive:
 
     def sink(
         self,
-        request: StoreRequest,
+        announced: Announced,
         *,
         journal: Journal | None = None,
         on_stored: Callable[[StoredObject], None] | None = None,
     ) -> FileSink:
-        """The sink of `FileStore.sink` for a request, whose object gets into the index as well."""
+        """The sink of `FileStore.sink` for one object, which gets into the index as well."""
         index = self.index
         if index is not None:
             journal = index if journal is None else JournalChain(index, journal)
             on_stored = index.stored if on_stored is None else _both(index.stored, on_stored)
         return self.files.sink(
-            sop_class_uid=request.affected_sop_class_uid,
-            sop_instance_uid=request.affected_sop_instance_uid,
-            transfer_syntax_uid=request.transfer_syntax_uid,
-            calling_ae_title=request.calling_ae_title,
-            called_ae_title=request.called_ae_title,
+            sop_class_uid=announced.affected_sop_class_uid,
+            sop_instance_uid=announced.affected_sop_instance_uid,
+            transfer_syntax_uid=announced.transfer_syntax_uid,
+            calling_ae_title=announced.calling_ae_title,
+            called_ae_title=announced.called_ae_title,
             journal=journal,
             on_stored=on_stored,
         )
 
     async def store_instance(self, instance: Instance) -> Outcome:
-        index = self.index
-        sink = self.files.sink(
-            sop_class_uid=instance.sop_class_uid,
-            sop_instance_uid=instance.sop_instance_uid,
-            transfer_syntax_uid=instance.transfer_syntax_uid,
-            journal=index,
-            on_stored=None if index is None else index.stored,
-        )
-        return await feed(sink, instance.data)
+        return await feed(self.sink(Upload.of(instance)), instance.data)
 
     def association_established(self, association: Association) -> None:
         pass

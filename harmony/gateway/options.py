@@ -117,7 +117,14 @@ class DicomScpOptions(Table, frozen=True):
     """Operations a peer may have outstanding (PS3.7 Annex D.3.3.3); 1: not negotiated."""
     max_associations: Annotated[int, Meta(ge=1, le=65535)] = 256
 
+    match_empty_values: bool = True
+    """A stored attribute without value matches any query for it (PS3.4 §C.2.2.1.2)."""
+    fuzzy_names: bool = False
+    """Person names match by sound and in any order, also where that was not negotiated."""
+
     storage_dir: Path = Path(STORAGE, "dimse")
+    index: bool = True
+    """Keep an index of what is received, so that it can be queried and retrieved."""
     durability: Literal["os", "fsync"] = "os"
     duplicates: Literal["keep_first", "keep_both", "replace", "refuse"] = "keep_first"
     max_object_bytes: Annotated[int, Meta(ge=1024, le=2**62)] = DEFAULT_LARGEST_UPLOAD_BYTES
@@ -143,12 +150,13 @@ class DicomScpOptions(Table, frozen=True):
             entry.ae_title or name for name, entry in self.aet_table.items()
         }
 
-    def move_destinations(self) -> Mapping[str, tuple[str, int]]:
-        """AE title -> host and port of what a C-MOVE may name. Both the key and the AE title of an entry count."""
-        places: dict[str, tuple[str, int]] = {}
+    def move_destinations(self) -> Mapping[str, tuple[str, str, int]]:
+        """What a C-MOVE may name -> AE title, host and port. Both the key and the AE title of an entry count."""
+        places: dict[str, tuple[str, str, int]] = {}
         for name, entry in self.aet_table.items():
             if entry.host is not None:
-                places[name] = places[entry.ae_title or name] = (entry.host, entry.port)
+                ae_title = entry.ae_title or name
+                places[name] = places[ae_title] = (ae_title, entry.host, entry.port)
         return places
 
 
@@ -369,6 +377,7 @@ SUPPORTED = frozenset(
         (Role.ENDPOINT, "dicom_scp"),
         (Role.ENDPOINT, "jmix"),
         (Role.BACKEND, "jmix_backend"),
+        (Role.BACKEND, "storage"),
         (Role.MIDDLEWARE, "jmix_builder"),
         (Role.MIDDLEWARE, "passthru"),
     }

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from harmony.archive.files import FileStore
+from harmony.archive.indexing import ArchiveIndex
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
@@ -20,7 +23,13 @@ from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
-from harmony.gateway.options import DicomScpOptions, JmixBuilderOptions, JmixEndpointOptions
+from harmony.gateway.options import (
+    DicomScpOptions,
+    JmixBackendOptions,
+    JmixBuilderOptions,
+    JmixEndpointOptions,
+    StorageBackendOptions,
+)
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
@@ -29,7 +38,10 @@ __all__ = ["Assembly", "assemble", "outboxes"]
 
 BUILDER_FOLDER = "jmix-builder"
 
-FILE_OPTIONS = ("storage_dir", "durability", "duplicates", "max_object_bytes", "min_free_bytes")
+OBJECT_FOLDER = "dimse"
+"""Where a storage backend keeps DICOM objects, below its root."""
+
+FILE_OPTIONS = ("storage_dir", "index", "durability", "duplicates", "max_object_bytes", "min_free_bytes")
 """Options of a dicom_scp endpoint that are about what is behind it."""
 
 
@@ -38,6 +50,8 @@ class Assembly:
     """Everything that runs, in starting order."""
 
     envelope_stores: dict[Path, EnvelopeStore] = field(default_factory=dict)
+    indexes: dict[Path, ArchiveIndex] = field(default_factory=dict)
+    """By the storage folder."""
     backends: list[Backend] = field(default_factory=list)
     dicom: list[DicomListener] = field(default_factory=list)
     routers: dict[str, Router] = field(default_factory=dict)
@@ -51,6 +65,9 @@ class _Assembler:
         self.config = config
         self.assembly = Assembly()
         self._scps: dict[Listener, list[DicomSCP]] = {}
+        self._durable_indexes = {
+            _place(options.storage_dir) for options in self._scp_options() if options.durability == "fsync"
+        }
 
     def assemble(self) -> Assembly:
         for pipeline in self.config.pipelines.values():
@@ -70,7 +87,7 @@ class _Assembler:
             if isinstance(endpoint.options, DicomScpOptions):
                 if backend is None or first is None:
                     first = endpoint
-                    backend = self._receiver(pipeline, endpoint.options)
+                    backend = self._behind_scp(pipeline, endpoint.options)
                     self.assembly.backends.append(backend)
                 _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
@@ -78,21 +95,18 @@ class _Assembler:
             elif isinstance(endpoint.options, JmixEndpointOptions):
                 self._add_jmix(endpoint, endpoint.options)
 
-    def _receiver(self, pipeline: Pipeline, options: DicomScpOptions) -> Backend:
-        """What a pipeline does with received instances: keep them, or keep them and pack them."""
-        files = FileStore(
-            options.storage_dir,
-            durability=options.durability,
-            duplicates=options.duplicates,
-            maximum_object_bytes=options.max_object_bytes,
-            minimum_free_bytes=options.min_free_bytes,
-        )
+    def _behind_scp(self, pipeline: Pipeline, options: DicomScpOptions) -> Backend:
+        """What a pipeline does with what its DICOM endpoints receive and are asked."""
+        configured = pipeline.backends[0] if pipeline.backends else None
+        if configured is not None and isinstance(configured.options, StorageBackendOptions):
+            options = msgspec.structs.replace(options, storage_dir=configured.options.root / OBJECT_FOLDER)
+        archive = self._archive(options)
         builder = next((each for each in pipeline.left if isinstance(each.options, JmixBuilderOptions)), None)
         if builder is None:
-            return LocalArchive(files)
+            return archive
         assert isinstance(builder.options, JmixBuilderOptions)
         upstream = None
-        for configured in pipeline.backends:
+        if configured is not None and isinstance(configured.options, JmixBackendOptions):
             try:
                 upstream = JmixUpstream(configured)
             except (ValueError, OSError) as error:
@@ -100,13 +114,29 @@ class _Assembler:
         return JmixBuilder(
             pipeline.name,
             builder.options,
-            files=files,
+            archive=archive,
             envelopes=self._envelopes(builder.options.store_dir),
             folder=_builder_folder(self.config, pipeline),
             upstream=upstream,
             window=options.max_operations,
             fsync=options.durability == "fsync",
         )
+
+    def _archive(self, options: DicomScpOptions) -> LocalArchive:
+        files = FileStore(
+            options.storage_dir,
+            durability=options.durability,
+            duplicates=options.duplicates,
+            maximum_object_bytes=options.max_object_bytes,
+            minimum_free_bytes=options.min_free_bytes,
+        )
+        return LocalArchive(files, self._index(options.storage_dir) if options.index else None)
+
+    def _index(self, folder: Path) -> ArchiveIndex:
+        place = _place(folder)
+        if place not in self.assembly.indexes:
+            self.assembly.indexes[place] = ArchiveIndex(place, durable=place in self._durable_indexes)
+        return self.assembly.indexes[place]
 
     def _add_jmix(self, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
         envelopes = self._envelopes(options.store_dir)
@@ -135,11 +165,15 @@ class _Assembler:
                     yield endpoint.options
 
     def _envelopes(self, folder: Path) -> EnvelopeStore:
-        place = Path(os.path.abspath(folder))
+        place = _place(folder)
         if place not in self.assembly.envelope_stores:
             fsync = any(options.durability == "fsync" for options in self._scp_options())
             self.assembly.envelope_stores[place] = EnvelopeStore(place, fsync=fsync)
         return self.assembly.envelope_stores[place]
+
+
+def _place(folder: Path) -> Path:
+    return Path(os.path.abspath(folder))
 
 
 def _require_same_storage(first: Endpoint, other: Endpoint) -> None:
