@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
 
 from harmony.dicom.json_model import decode_data_set, encode_data_set, text_of
-from harmony.dimse import BytesSink, Services, Status, serve
+from harmony.dimse import AsyncSink, BytesSink, Services, Status, serve
 from harmony.dimse.information_model import (
     PATIENT_ROOT,
     PATIENT_STUDY_ONLY,
@@ -20,6 +21,7 @@ from harmony.dimse.query import find
 from harmony.dimse.retrieve import GetReceiver, get, move
 from harmony.dimse.scu import Instance, NoPresentationContext
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError
+from harmony.ul.errors import AssociationError
 from harmony.ul.items import ExtendedNegotiation
 from harmony.ul.negotiation import propose_contexts
 
@@ -420,3 +422,66 @@ async def test_queries_beside_a_flood(archive):
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(flood())
         tasks.create_task(ask())
+
+
+@pytest.mark.parametrize("operation", ["find", "get", "move"])
+async def test_an_abort_frees_everything(archive, destination, collect, until, operation):
+    """In the middle of each: no task, no open file and no association is left of it."""
+    archive.scp = f'aet_table = {{ DEST = {{ host = "127.0.0.1", port = {destination.port} }} }}'
+    await archive.restart(5.0)
+    async with archive.associate(contexts=propose_contexts([(CT, [EXPLICIT])])) as scu:
+        for number in range(400):  # more than a socket buffer holds
+            await scu.store(instance("P5", "1.5", "1.5.1", number, ImageComments="x" * 10_000))
+    await found(archive, STUDY_ROOT.find, keys(StudyInstanceUID="1.5"))
+    tasks = asyncio.all_tasks()
+    begun, aborted = asyncio.Event(), asyncio.Event()
+    identifier = keys(QueryRetrieveLevel="STUDY", StudyInstanceUID="1.5")
+
+    def stuck(request):
+        begun.set()
+        return AsyncSink(request.association, lambda stream: asyncio.Event().wait())
+
+    async def invoke():
+        if operation == "find":
+            proposal = propose_query([STUDY_ROOT.find])
+            image = keys(QueryRetrieveLevel="IMAGE", StudyInstanceUID="1.5", ImageComments=None)
+            async with archive.associate(contexts=proposal.contexts) as scu:
+                async for _ in find(scu, STUDY_ROOT.find, encoded(image)):
+                    begun.set()
+                    await aborted.wait()
+        elif operation == "get":
+            receiver = GetReceiver()
+            proposal = propose_get([STUDY_ROOT.get], [(CT, (EXPLICIT,))])
+            async with (
+                archive.associate(
+                    contexts=proposal.contexts, roles=proposal.roles, services=receiver.services
+                ) as scu,
+                get(scu, STUDY_ROOT.get, encoded(identifier), stuck, receiver=receiver) as retrieval,
+            ):
+                await anext(retrieval)
+        else:
+            collect.open_sink = stuck
+            await moved(archive, identifier, "DEST")
+
+    client = asyncio.create_task(invoke())
+    await begun.wait()
+    acceptor = archive.gateway._assembly.dicom[0].server.acceptor
+    (association,) = acceptor.associations
+    association.abort()
+    aborted.set()
+    with pytest.raises(AssociationError):
+        await client
+    await until(lambda: not acceptor.associations)
+    await until(lambda: not open_files(archive.storage))
+    await until(lambda: not {task for task in asyncio.all_tasks() - tasks if not task.done()} - {client})
+
+
+def open_files(folder):
+    """What this process has open of the objects in a folder."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = descriptor.readlink()
+            if target.suffix == ".dcm" and target.is_relative_to(folder):
+                found.append(target)
+    return found

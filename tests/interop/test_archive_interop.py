@@ -1,0 +1,252 @@
+"""The gateway as an archive for DCMTK, pynetdicom and Orthanc: the commands of the users' document on dicom_scp as they
+are printed there, and what is retrieved against what was stored, byte by byte."""
+
+import asyncio
+import contextlib
+import json
+import re
+
+import pytest
+
+from harmony.dimse import associate, contexts_for
+from harmony.dimse.part10 import read_file_meta
+from harmony.gateway.app import Gateway
+from harmony.gateway.loading import load
+
+pytestmark = pytest.mark.interop
+
+STUDY = "1.2.3.4.5"
+
+
+@pytest.fixture
+async def archive(tmp_path, free_port, run_tool):
+    """A gateway as in the document; set destinations (AE title -> port) and start it."""
+    async with contextlib.AsyncExitStack() as running:
+
+        class Archive:
+            def __init__(self):
+                self.port, self.destinations = free_port, {}
+
+            async def start(self):
+                table = "".join(
+                    f'{name} = {{ host = "127.0.0.1", port = {port} }}\n'
+                    for name, port in self.destinations.items()
+                )
+                path = tmp_path / "config.toml"
+                path.write_text(
+                    f"""
+                    [proxy]
+                    id = "harmony-dicom-scp"
+                    [storage.options]
+                    path = "{tmp_path / "storage"}"
+                    [network.default.dicom]
+                    bind_address = "127.0.0.1"
+                    bind_port = {self.port}
+                    [pipelines.scp]
+                    networks = ["default"]
+                    endpoints = ["scp"]
+                    backends = []
+                    [endpoints.scp]
+                    service = "dicom"
+                    [endpoints.scp.options]
+                    local_aet = "HARMONY_SCP"
+                    min_free_bytes = 0
+                    [endpoints.scp.options.aet_table]
+                    {table}
+                    """
+                )
+                gateway = Gateway(load(path, env={}))
+                await gateway.start()
+                running.push_async_callback(gateway.stop, 0.0)
+
+            async def tool(self, name, *arguments, **options):
+                """As printed in the document, but for the port."""
+                words = [self.port if word == "11112" else word for word in arguments]
+                return (await asyncio.to_thread(run_tool, name, *words, **options)).stdout
+
+        yield Archive()
+
+
+@pytest.fixture
+def small_files(pydicom_files):
+    """One sample of each transfer syntax, small ones first, in which DCMTK's tools send and take files as they are."""
+    by_syntax, uids = {}, set()
+    for sample in sorted(pydicom_files, key=lambda each: len(each.data_set)):
+        # Several samples are one image in different transfer syntaxes, with one UID.
+        if sample.transfer_syntax_uid not in by_syntax and sample.sop_instance_uid not in uids:
+            by_syntax[sample.transfer_syntax_uid] = sample
+            uids.add(sample.sop_instance_uid)
+    return list(by_syntax.values())
+
+
+def make_file(folder, number, *, study=STUDY, patient="PATIENT123"):
+    """A CT image, Explicit VR Little Endian, written by pydicom."""
+    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"{study}.1.{number}"
+    dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber = "20260102", "030405", "A1"
+    dataset.Modality, dataset.PatientName, dataset.PatientID = "CT", "Doe^Jane", patient
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, f"{study}.1"
+    dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "S1", 1, number
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows = dataset.Columns = 8
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.PixelData = bytes([number, 0]) * 64
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    path = folder / f"{study}-{number}.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def data_sets(paths):
+    """Data sets as bytes by SOP Instance UID."""
+    found = {}
+    for path in paths:
+        content = path.read_bytes()
+        meta = read_file_meta(content)
+        found[meta.media_storage_sop_instance_uid] = content[meta.data_set_offset :]
+    return found
+
+
+async def test_the_document(archive, start_storescp, tmp_path):
+    """Every command of the document, in its order; C-STORE works as well."""
+    destination = await asyncio.to_thread(start_storescp, ae_title="DEST_AET")
+    archive.destinations = {"DEST_AET": destination.port}
+    await archive.start()
+    files = [make_file(tmp_path, number) for number in (1, 2, 3)]
+    other = make_file(tmp_path, 1, study="1.2.9", patient="OTHER")
+    await archive.tool("storescu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", *files, other)
+    assert (tmp_path / "storage" / "dimse" / STUDY / f"{STUDY}.1" / f"{STUDY}.1.1.dcm").is_file()
+
+    await archive.tool("echoscu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112")
+
+    find = ("findscu", "-aec", "HARMONY_SCP")
+    printed = await archive.tool(*find, "-P", "127.0.0.1", "11112", "-k", "0010,0020=*")
+    assert sorted(re.findall(r"\(0010,0020\) LO \[(\w+)", printed)) == ["OTHER", "PATIENT123"]
+    printed = await archive.tool(*find, "-P", "127.0.0.1", "11112", "-k", "0010,0020=PATIENT123")
+    assert re.findall(r"\(0010,0020\) LO \[(\w+)", printed) == ["PATIENT123"]
+    printed = await archive.tool(*find, "-S", "127.0.0.1", "11112", "-k", "0020,000D=*")
+    assert sorted(re.findall(r"\(0020,000d\) UI \[([0-9.]+)", printed)) == ["1.2.3.4.5", "1.2.9"]
+
+    got = tmp_path / "got"
+    got.mkdir()
+    await archive.tool(
+        "getscu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", "-k", "0020,000D=1.2.3.4.5", cwd=got
+    )
+    assert data_sets(got.iterdir()) == data_sets(files)
+
+    await archive.tool(
+        *("movescu", "-aec", "HARMONY_SCP", "-aem", "DEST_AET"),
+        *("127.0.0.1", "11112", "-k", "0020,000D=1.2.3.4.5"),
+    )
+    assert data_sets(destination.received()) == data_sets(files)
+
+
+async def test_every_transfer_syntax_comes_back_as_it_was_stored(archive, small_files, start_storescp):
+    """With movescu, whose storescp takes what it is offered. At least ten, the rule of this project."""
+    assert len(small_files) >= 10
+    destination = await asyncio.to_thread(start_storescp, ae_title="DEST_AET")
+    archive.destinations = {"DEST_AET": destination.port}
+    await archive.start()
+    paths = [sample.path for sample in small_files]
+    async with associate(
+        "127.0.0.1", archive.port, called_ae_title="HARMONY_SCP", contexts=contexts_for(paths)
+    ) as scu:
+        for path in paths:
+            await scu.store(path)
+    for sample in small_files:
+        await archive.tool(
+            *("movescu", "-aec", "HARMONY_SCP", "-aem", "DEST_AET", "127.0.0.1", "11112"),
+            *("-k", "0008,0052=IMAGE", "-k", f"0008,0018={sample.sop_instance_uid}"),
+        )
+    received = data_sets(destination.received())
+    # storescp pads a data set that was stored with an odd length, as one of the samples is.
+    assert received == {
+        sample.sop_instance_uid: sample.data_set + b"\0" * (len(sample.data_set) % 2)
+        for sample in small_files
+    }
+
+
+async def test_orthanc_queries_and_retrieves(archive, start_orthanc, run_tool, tmp_path):
+    orthanc = await asyncio.to_thread(start_orthanc, modalities={"harmony": ("HARMONY_SCP", archive.port)})
+    archive.destinations = {"ORTHANC": orthanc.port}
+    await archive.start()
+    files = [make_file(tmp_path, number) for number in (1, 2, 3)]
+    await archive.tool("storescu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", *files)
+
+    async def curl(path, body=None):
+        data = ("-X", "POST", "-d", body) if body is not None else ()
+        url = f"http://127.0.0.1:{orthanc.http_port}{path}"
+        return json.loads((await asyncio.to_thread(run_tool, "curl", "-sSf", *data, url)).stdout)
+
+    query = await curl("/modalities/harmony/query", '{"Level":"Study","Query":{"PatientID":"*"}}')
+    (answer,) = await curl(f"{query['Path']}/answers")
+    content = await curl(f"{query['Path']}/answers/{answer}/content?simplify")
+    assert content["StudyInstanceUID"] == STUDY
+    await curl(f"{query['Path']}/answers/{answer}/retrieve", '{"TargetAet":"ORTHANC","Synchronous":true}')
+    assert len(await curl("/instances")) == 3
+
+
+async def test_pynetdicom_as_client(archive, require_peer, tmp_path):
+    """C-FIND at each level and C-GET, in both roots; sub-operations come as they were stored."""
+    require_peer("pynetdicom")
+    from pydicom.dataset import Dataset
+    from pynetdicom import AE, build_role, evt
+    from pynetdicom import sop_class as sop
+
+    await archive.start()
+    files = [make_file(tmp_path, number) for number in (1, 2)]
+    await archive.tool("storescu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", *files)
+    received = {}
+
+    def keep(event):
+        received[event.request.AffectedSOPInstanceUID] = event.request.DataSet.getvalue()
+        return 0x0000
+
+    def ask():
+        entity = AE()
+        for uid in (
+            sop.PatientRootQueryRetrieveInformationModelFind,
+            sop.StudyRootQueryRetrieveInformationModelFind,
+            sop.PatientRootQueryRetrieveInformationModelGet,
+            sop.StudyRootQueryRetrieveInformationModelGet,
+        ):
+            entity.add_requested_context(uid)
+        entity.add_requested_context(sop.CTImageStorage, "1.2.840.10008.1.2.1")
+        association = entity.associate(
+            "127.0.0.1",
+            archive.port,
+            ae_title="HARMONY_SCP",
+            ext_neg=[build_role(sop.CTImageStorage, scp_role=True)],
+            evt_handlers=[(evt.EVT_C_STORE, keep)],
+        )
+        assert association.is_established
+        counts = {}
+        for model, levels in (
+            (sop.PatientRootQueryRetrieveInformationModelFind, ("PATIENT", "STUDY", "SERIES", "IMAGE")),
+            (sop.StudyRootQueryRetrieveInformationModelFind, ("STUDY", "SERIES", "IMAGE")),
+        ):
+            for level in levels:
+                identifier = Dataset()
+                identifier.QueryRetrieveLevel = level
+                identifier.PatientID = "PATIENT123"
+                answers = [status.Status for status, _ in association.send_c_find(identifier, model)]
+                assert set(answers[:-1]) == {0xFF00}
+                assert answers[-1] == 0x0000
+                counts[model.name, level] = len(answers) - 1
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel, identifier.StudyInstanceUID = "STUDY", STUDY
+        statuses = [
+            status.Status
+            for status, _ in association.send_c_get(identifier, sop.StudyRootQueryRetrieveInformationModelGet)
+        ]
+        association.release()
+        return list(counts.values()), statuses[-1]
+
+    counts, status = await asyncio.to_thread(ask)
+    assert counts == [1, 1, 1, 2, 1, 1, 2]
+    assert status == 0x0000
+    assert received == data_sets(files)
