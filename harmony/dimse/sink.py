@@ -79,7 +79,8 @@ class BytesSink:
 class DataStream:
     """The data set as an async iterator of bytes, for the consumer of an AsyncSink.
 
-    Iteration ends with the data set, never before: when the association ends first, the consumer is cancelled.
+    Iteration ends with the data set, never before: when the association ends first, the consumer is cancelled, or the
+    iteration raises what whoever made the stream gives to `fail`.
     """
 
     def __init__(self, flow: Flow, maximum_bytes: int) -> None:
@@ -89,6 +90,7 @@ class DataStream:
         self._size = 0
         self._held = False
         self._complete = False
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, fragment: memoryview) -> None:
@@ -103,6 +105,14 @@ class DataStream:
     def complete(self) -> None:
         """No more fragments come."""
         self._complete = True
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """The rest is not to be had: drop what waits, and raise this to the consumer from now on."""
+        self._error = error
+        self._chunks.clear()
+        self._size = 0
+        self.let_go()
         self._wake()
 
     def let_go(self) -> None:
@@ -120,6 +130,8 @@ class DataStream:
 
     async def __anext__(self) -> bytes:
         while not self._chunks:
+            if self._error is not None:
+                raise self._error
             if self._complete:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()

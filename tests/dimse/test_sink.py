@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from harmony.dimse import AsyncSink, BytesSink, CStoreRQ, DimseError, Instance, Outcome, Services
-from harmony.dimse.sink import CHUNK_OVERHEAD, COLLECTED_DATA_LIMIT, Collector
+from harmony.dimse.sink import CHUNK_OVERHEAD, COLLECTED_DATA_LIMIT, Collector, DataStream
 from harmony.ul import AssociationAborted
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -189,6 +189,31 @@ async def test_a_failure_that_nobody_asks_for_is_not_reported_by_the_loop(caplog
     del sink
     gc.collect()
     assert caplog.records == []
+
+
+# DataStream without an AsyncSink
+
+
+async def test_a_stream_that_fails_ends_with_the_error_at_once():
+    sender = Sender()
+    stream = DataStream(sender, 10)
+    stream.put(memoryview(b"0123456789"))
+    assert sender.holds == 1
+    stream.fail(AssociationAborted("gone"))
+    assert sender.holds == 0
+    for _ in range(2):
+        with pytest.raises(AssociationAborted, match="gone"):
+            await anext(stream)
+
+
+async def test_a_stream_fails_while_it_is_waited_for(patience):
+    stream = DataStream(Sender(), 10)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    stream.fail(AssociationAborted("gone"))
+    async with patience():
+        with pytest.raises(AssociationAborted, match="gone"):
+            await waiting
 
 
 # On an association
