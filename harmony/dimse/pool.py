@@ -17,6 +17,7 @@ Parallel stores are in `store_many`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -31,7 +32,7 @@ from harmony.dimse.query import Match, find
 from harmony.dimse.scp import Services
 from harmony.dimse.scu import SCU, NoPresentationContext
 from harmony.dimse.status import DimseError
-from harmony.ul.errors import AssociationError, LocalProtocolError
+from harmony.ul.errors import AssociationError, DeadlineExceeded, LocalProtocolError
 
 __all__ = ["AssociationPool"]
 
@@ -85,7 +86,8 @@ class AssociationPool:
     """The associations with one peer.
 
     proposal: what is proposed unless a user asks for something else; only associations with equal proposals are shared,
-    while the limit counts all of them. services: what we perform on them, such as `GetReceiver.services`.
+    while the limit counts all of them. services: what we perform on them, such as `GetReceiver.services`. place_s: how
+    long to wait while as many as allowed are lent, then DeadlineExceeded; None waits for ever.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class AssociationPool:
         *,
         services: Services | None = None,
         maximum_associations: int = MAXIMUM_ASSOCIATIONS,
+        place_s: float | None = None,
         idle_s: float = IDLE_S,
         check_after_s: float = CHECK_AFTER_S,
         check_s: float = CHECK_S,
@@ -103,6 +106,7 @@ class AssociationPool:
         self.proposal = proposal
         self.maximum_associations = maximum_associations
         self._services = services
+        self._place_s = place_s
         self._idle_s = idle_s
         self._check_after_s = check_after_s
         self._check_s = check_s
@@ -111,6 +115,7 @@ class AssociationPool:
         self._lent: set[_Kept] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._takers = 0  # those who hold a place
+        self._given_back = asyncio.Event()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -137,9 +142,15 @@ class AssociationPool:
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Release the idle associations, abort those that are lent; nothing is lent any more."""
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Release the idle associations, abort those that are still lent after grace_s; nothing is lent any more."""
         self._closed = True
+        if grace_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    while self._lent:
+                        self._given_back.clear()
+                        await self._given_back.wait()
         for kept in self._lent:
             kept.scu.association.abort()
         idle, self._idle = self._idle, []
@@ -153,7 +164,7 @@ class AssociationPool:
         on it, and aborted when something is.
 
         fresh: not one that was used before. Waits for its turn while as many as allowed are lent. Raises what
-        `associate` raises, LocalProtocolError when the pool is closed.
+        `associate` raises, DeadlineExceeded after place_s, LocalProtocolError when the pool is closed.
         """
         async with self._lend(proposal, fresh=fresh) as kept:
             yield kept.scu
@@ -213,7 +224,7 @@ class AssociationPool:
 
     @asynccontextmanager
     async def _lend(self, proposal: Proposal | None, *, fresh: bool = False) -> AsyncIterator[_Kept]:
-        async with self._places:
+        async with self._place():
             self._takers += 1
             try:
                 kept = await self._take(proposal or self.proposal, fresh=fresh)
@@ -222,9 +233,25 @@ class AssociationPool:
                     yield kept
                 finally:
                     self._lent.discard(kept)
-                    await self._give_back(kept)
+                    try:
+                        await self._give_back(kept)
+                    finally:
+                        self._given_back.set()
             finally:
                 self._takers -= 1
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._place_s):
+                await self._places.acquire()
+        except TimeoutError:
+            waiting = f"waiting for one of {self.maximum_associations} associations with {self.peer}"
+            raise DeadlineExceeded(waiting, self._place_s or 0.0) from None
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def _take(self, proposal: Proposal, *, fresh: bool) -> _Kept:
         while not self._closed:
@@ -282,7 +309,7 @@ class AssociationPool:
 
     async def _give_back(self, kept: _Kept) -> None:
         if self._closed or not kept.usable:
-            await kept.close(abort=True)
+            await kept.close(abort=not kept.usable)
             return
         loop = asyncio.get_running_loop()
         kept.used_before = True

@@ -358,6 +358,34 @@ async def test_closing(pooling, services):
         assert sorted(type(end).__name__ for end in services.ends) == ["AssociationAborted", "NoneType"]
 
 
+async def test_waiting_for_a_place_has_a_limit(pooling, services):
+    async with pooling(services, maximum_associations=1, place_s=0.02) as pool:
+        async with pool.lend() as scu:
+            with pytest.raises(DeadlineExceeded, match="waiting for one of 1 associations"):
+                await pool.run(lambda scu: scu.echo())
+            await scu.echo()
+        assert await pool.run(lambda scu: scu.echo()) == Outcome(0)
+        assert len(services.opened) == 1
+
+
+async def test_closing_lets_users_finish(pooling, services):
+    async with pooling(services) as pool:
+        async with pool.lend() as scu:
+            closing = asyncio.create_task(pool.close(5.0))
+            await asyncio.sleep(0)
+            await scu.echo()
+            assert not closing.done()
+        await closing
+        await until(lambda: services.ends)
+        assert services.ends == [None]
+
+
+async def test_closing_aborts_those_who_take_too_long(pooling, services):
+    async with pooling(services) as pool, pool.lend() as scu:
+        await pool.close(0.01)
+        assert not scu.association.is_open
+
+
 # Many stores
 
 
