@@ -78,7 +78,10 @@ class Selection:
     sop_instance_uids: Iterable[str] | None = None
     """Of all the instances, when known: then Remaining is right and every failure can be listed."""
     total: int | None = None
-    """How many there are, when only that is known. Without either, Pending responses say that 1 remains."""
+    """How many there are, when only that is known."""
+    total_so_far: Callable[[], int | None] | None = None
+    """How many there seem to be, asked again and again, when that only shows while they come. When nothing is known,
+    Pending responses say that 1 remains."""
     contexts: Iterable[Pair] = ()
     """(SOP class, transfer syntax) of the instances, as far as known: what a C-MOVE proposes to its destination."""
 
@@ -195,6 +198,7 @@ class _Performance:
         self._pending_s = pending_s
         self._pending_instances = pending_instances
         self._accounts: SubOperations | None = None  # None until something was selected
+        self._total_so_far: Callable[[], int | None] | None = None
         self._storing_here = False  # a sub-operation is under way on the association of the request
         self._clock = asyncio.get_running_loop().time
         self._told_at = self._clock()
@@ -215,6 +219,7 @@ class _Performance:
                 selection = await interruption.wait(lambda: select(operation))
                 accounts = SubOperations(expected=selection.sop_instance_uids, total=selection.total)
                 self._accounts = accounts
+                self._total_so_far = selection.total_so_far
                 route = route_of(selection)
                 async with self._telling():
                     await self._send_all(selection, accounts, route, interruption)
@@ -346,14 +351,22 @@ class _Performance:
         if not due and now < self._told_at + self._pending_s:
             return
         self._told_at, self._told_done = now, accounts.done
-        remaining = 1 if accounts.remaining is None else accounts.remaining
-        await self._operation.respond(self._response(Outcome(Status.PENDING), remaining))
+        remaining = self._remaining(accounts)
+        await self._operation.respond(
+            self._response(Outcome(Status.PENDING), 1 if remaining is None else remaining)
+        )
+
+    def _remaining(self, accounts: SubOperations) -> int | None:
+        if accounts.remaining is None and self._total_so_far is not None:
+            total = self._total_so_far()
+            return None if total is None else max(0, total - accounts.done)
+        return accounts.remaining
 
     async def _respond_finally(self, outcome: Outcome) -> None:
         accounts, data_set, remaining = self._accounts, None, None
         if accounts is not None:
             if outcome.status == Status.CANCEL:
-                remaining = accounts.remaining  # in no other final response, PS3.4 §C.4.2.1.6
+                remaining = self._remaining(accounts)  # in no other final response, PS3.4 §C.4.2.1.6
             if accounts.failed_sop_instance_uids:
                 data_set = encode_failed_sop_instance_uids(
                     accounts.failed_sop_instance_uids, self._operation.context.transfer_syntax

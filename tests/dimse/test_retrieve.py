@@ -66,6 +66,7 @@ class Archive:
     before: dict = field(default_factory=dict)
     on_select: object = None
     contexts: tuple = ()
+    total_so_far: object = None
     announced: list = field(default_factory=list)
     reached: dict = field(default_factory=dict)
     identifiers: list = field(default_factory=list)
@@ -87,6 +88,7 @@ class Archive:
             self.instances(),
             sop_instance_uids=uids if self.known == "uids" else None,
             total=len(self.items) if self.known == "total" else None,
+            total_so_far=self.total_so_far,
             contexts=self.contexts,
         )
 
@@ -275,6 +277,19 @@ async def test_pending_responses_count(getting, received, known):
         Counters(rest[2], 1, 1, 1),
         Counters(rest[3], 2, 1, 1),
     ]
+
+
+async def test_a_total_that_shows_on_the_way(getting, received):
+    """Nobody knows it at first; a smaller one than was done already is none."""
+    totals = iter([None, 4, 5, 1, 1])
+    archive = Archive([instance(number) for number in range(4)], known="nothing")
+    archive.total_so_far = lambda: next(totals)
+    async with (
+        getting(archive, pending_instances=1) as scu,
+        get(scu, STUDY_ROOT.get, IDENTIFIER, received.open, receiver=scu.receiver) as retrieval,
+    ):
+        told = [counters.remaining async for counters in retrieval]
+    assert told == [1, 2, 2, 0]
 
 
 KINDS = {"completed": 0x0000, "warning": 0xB007, "failed": 0xC001}
