@@ -198,8 +198,14 @@ class DicomScuOptions(Table, frozen=True):
     cert_path: Path | None = None
     key_path: Path | None = None
     ca_cert_path: Path | None = None
+    tls_server_name: Host | None = None
+    """The name in the certificate of the PACS; None: that of the host connected to."""
     max_pdu: MaxPDU = DEFAULT_MAX_PDU
+    max_associations: Annotated[int, Meta(ge=1, le=64)] = 4
+    relational: bool = False
     dimse_retrieve_mode: Literal["get", "move"] = "get"
+    incoming_store_address: Host = "0.0.0.0"
+    """Other than the loopback interface by default: what is to be retrieved comes from the PACS."""
     incoming_store_port: Port = 11123
     persistent_store_scp: bool = False
     storage_dir: Path = Path(STORAGE, "dimse")

@@ -1,0 +1,417 @@
+"""The `dicom_scu` backend: a PACS, reached over DIMSE (its options: docs/CONFIGURATION.md).
+
+Everything streams and nothing is spooled. A query's matches, a retrieve's instances and a store's data set go through
+as they come, and whoever is slow at one end is what the other end waits for.
+
+- Associations are kept and used again (`harmony.dimse.pool`), at most `max_associations` at a time, for everything.
+- C-FIND in Study Root, in Patient Root for the PATIENT level or when it was asked for, in the other one where the PACS
+  has only that (`harmony.gateway.identifiers`).
+- Instances come by C-GET, or by C-MOVE to ourselves (`dimse_retrieve_mode`). Unless the requester says what it takes,
+  the PACS is asked first what there is (`harmony.gateway.survey`).
+- C-STORE goes out with the presentation contexts that the inbound association has, so that one follows the other. Its
+  answer is that of the PACS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Final
+
+from harmony.archive.levels import Level
+from harmony.archive.matcher import IdentifierError, Problem
+from harmony.dicom.json_model import DataSetError, Model, ModelError, decode_data_set
+from harmony.dimse.cancellation import CANCEL_S, OperationInterrupted
+from harmony.dimse.command import PRIORITY_MEDIUM
+from harmony.dimse.information_model import Proposal
+from harmony.dimse.operation import StoreRequest
+from harmony.dimse.peer import Peer
+from harmony.dimse.pool import AssociationPool
+from harmony.dimse.query import Match
+from harmony.dimse.retrieve import GetReceiver, RetrieveFailed, RetrieveResult, get
+from harmony.dimse.retrieve_scp import Selection, Unavailable
+from harmony.dimse.scu import SCU, Instance, NoPresentationContext
+from harmony.dimse.sink import AsyncSink, DataStream, Sink
+from harmony.dimse.status import DimseError, Outcome, Status, StatusClass, classify
+from harmony.dimse.sub_operations import Counters
+from harmony.gateway import config, identifiers, storage_contexts
+from harmony.gateway.arrivals import Arrivals
+from harmony.gateway.backend import Query, Retrieve
+from harmony.gateway.options import DicomScuOptions
+from harmony.gateway.storage_contexts import Pair
+from harmony.gateway.survey import Survey, survey
+from harmony.gateway.tls import client_context
+from harmony.ul.association import Association
+from harmony.ul.deadlines import Timeouts
+from harmony.ul.errors import AssociationError
+
+__all__ = ["DicomSCU"]
+
+logger = logging.getLogger("harmony.gateway")
+
+UPLOADED_PAIRS: Final = 64
+"""SOP classes with transfer syntaxes of single uploads that are proposed together, so that they share associations."""
+
+
+class DicomSCU:
+    """One PACS. A `harmony.gateway.backend.Backend`."""
+
+    def __init__(self, configured: config.Backend) -> None:
+        """Raises ValueError and OSError for what cannot be used: certificates, for the most part."""
+        options, target = configured.options, configured.target
+        assert isinstance(options, DicomScuOptions)
+        assert target is not None
+        self.name = configured.name
+        self.options = options
+        self.local_aet = options.local_aet
+        context = None
+        if target.tls:
+            context = client_context(
+                ca_cert_path=target.ca_cert_path, cert_path=options.cert_path, key_path=options.key_path
+            )
+        self.timeout_s = target.timeout_s
+        """Of silence, after which the PACS counts as gone."""
+        self.peer = Peer(
+            target.host,
+            target.port,
+            called_ae_title=options.aet or "ANY-SCP",
+            calling_ae_title=options.local_aet,
+            ssl_context=context,
+            server_hostname=options.tls_server_name,
+            maximum_length=options.max_pdu,
+            timeouts=Timeouts(
+                connect_s=options.connect_timeout_secs,
+                associate_s=self.timeout_s,
+                pdu_s=self.timeout_s,
+                write_s=self.timeout_s,
+            ),
+            response_s=self.timeout_s,
+        )
+        self._receiver = GetReceiver()
+        self.pool = AssociationPool(
+            self.peer,
+            identifiers.propose_questions(relational=options.relational),
+            services=self._receiver.services,
+            maximum_associations=options.max_associations,
+            place_s=self.timeout_s,
+        )
+        self._uploaded: dict[Pair, None] = {}
+        self._retrieves: set[asyncio.Task[RetrieveResult]] = set()
+
+    def __str__(self) -> str:
+        return f"the PACS {self.name} ({self.peer})"
+
+    @property
+    def matches_as_asked(self) -> bool:
+        return False
+
+    @property
+    def can_be_queried(self) -> bool:
+        return True
+
+    async def start(self) -> None:
+        """Nothing is opened: a PACS that is down now may be up when it is needed."""
+
+    async def stop(self, grace_s: float) -> None:
+        await self.pool.close(grace_s)
+        if self._retrieves:
+            await asyncio.wait(self._retrieves)
+
+    async def echo(self) -> None:
+        """C-ECHO. Raises DimseError and AssociationError."""
+        await self.pool.run(lambda scu: scu.echo())
+
+    # Finding
+
+    async def query(self, query: Query) -> AsyncGenerator[Model, None]:
+        """C-FIND. Raises IdentifierError for what has no encoding, NoPresentationContext when no information model of
+        the PACS has the level, DimseError and AssociationError."""
+        classes = [
+            model.find for model in identifiers.query_models(query.level, patient_root=query.patient_root)
+        ]
+        proposal = identifiers.propose_questions(relational=self.options.relational, matching=query.matching)
+        matches = self.pool.find(
+            classes,
+            identifiers.query_identifier(query),
+            proposal=proposal,
+            limit=query.limit,
+            cancel_s=self._cancel_s,
+        )
+        async with aclosing(matches):
+            try:
+                async for match in matches:
+                    yield identifiers.answer(_decode(match), query)
+            except ModelError as error:
+                raise IdentifierError(identifiers.tag_of_key(error.key), Problem.MALFORMED) from error
+            except NoPresentationContext as error:
+                raise self._no_model("C-FIND", query.level, error) from error
+
+    def _no_model(self, operation: str, level: Level, error: NoPresentationContext) -> NoPresentationContext:
+        return NoPresentationContext(
+            f"{self} has no {operation} at the {level.value} level: none of the information models with this level "
+            f"was accepted ({error})"
+        )
+
+    @property
+    def _cancel_s(self) -> float:
+        return min(CANCEL_S, self.timeout_s)
+
+    # Retrieving
+
+    async def retrieve(self, retrieve: Retrieve) -> Selection:
+        """C-GET or C-MOVE to ourselves, which begins when the first instance is asked for.
+
+        Raises AssociationError when the PACS is not to be had. So do the instances; and DimseError for a retrieve that
+        failed as a whole.
+        """
+        if identifiers.is_empty(retrieve.keys):
+            return _nothing()
+        surveyed = Survey()
+        if retrieve.accepted is None:
+            surveyed = await survey(self.query, retrieve)
+            if surveyed.total == 0:
+                return _nothing()
+        keys = surveyed.complete(retrieve.keys, patient_root=retrieve.patient_root)
+        retrieve = replace(retrieve, keys=keys)
+        arrivals, progress = Arrivals(), _Progress()
+        if retrieve.accepted is not None:
+            pairs = storage_contexts.with_native(retrieve.accepted)
+        elif surveyed.sop_classes:
+            pairs = storage_contexts.known_pairs(surveyed.sop_classes, surveyed.transfer_syntaxes)
+        else:
+            pairs = storage_contexts.all_pairs()
+        expected = surveyed.sop_instance_uids
+        return Selection(
+            self._instances(
+                lambda: self._get(retrieve, pairs, arrivals, progress), arrivals, expected and dict(expected)
+            ),
+            sop_instance_uids=expected,
+            total=surveyed.total,
+            total_so_far=progress.total,
+            contexts=[(uid, syntax) for uid in surveyed.sop_classes for syntax in storage_contexts.NATIVE],
+        )
+
+    async def _instances(
+        self,
+        perform: Callable[[], Awaitable[RetrieveResult]],
+        arrivals: Arrivals,
+        missing: dict[str, None] | None,
+    ) -> AsyncGenerator[Instance | Unavailable, None]:
+        """What arrives, then what did not. missing: the UIDs that are expected, when known."""
+
+        async def run() -> RetrieveResult:
+            try:
+                return await perform()
+            finally:
+                arrivals.end()
+
+        retrieving = asyncio.create_task(run(), name=f"retrieve from {self.name}")
+        self._retrieves.add(retrieving)
+        retrieving.add_done_callback(self._retrieves.discard)
+        try:
+            async for instance in arrivals:
+                if missing is not None:
+                    missing.pop(instance.sop_instance_uid, None)
+                yield instance
+            try:
+                result = await retrieving
+            except RetrieveFailed as failed:
+                if not arrivals.handed_over:
+                    raise
+                result = failed.result
+            for uid in _unavailable(result, missing):
+                yield Unavailable(uid)
+        finally:
+            arrivals.close()
+            retrieving.cancel()
+            await asyncio.wait([retrieving])
+            if not retrieving.cancelled():
+                retrieving.exception()  # counts as seen: nobody is interested any more
+
+    async def _get(
+        self, retrieve: Retrieve, pairs: list[Pair], arrivals: Arrivals, progress: _Progress
+    ) -> RetrieveResult:
+        level = identifiers.retrieve_level(retrieve.keys)
+        classes = [
+            model.get for model in identifiers.retrieve_models(level, patient_root=retrieve.patient_root)
+        ]
+        proposal = storage_contexts.propose_retrieval(classes, pairs, relational=self.options.relational)
+
+        async def perform(scu: SCU) -> RetrieveResult:
+            async with get(
+                scu,
+                classes,
+                identifiers.retrieve_identifier(retrieve.keys),
+                arrivals.open_sink,
+                receiver=self._receiver,
+                priority=retrieve.priority,
+                cancel_s=self._cancel_s,
+            ) as retrieval:
+                async for counters in retrieval:
+                    progress.counters = counters
+                return retrieval.result
+
+        try:
+            return await self.pool.run(perform, proposal=proposal)
+        except NoPresentationContext as error:
+            raise self._no_model("C-GET", level, error) from error
+
+    # Storing
+
+    def store(self, request: StoreRequest) -> Sink:
+        """Sends the data set on while it arrives; the status is what the PACS answers."""
+        pair = (request.affected_sop_class_uid, request.transfer_syntax_uid)
+        proposal = storage_contexts.propose_store(
+            [pair, *storage_contexts.accepted_pairs(request.association)]
+        )
+        command = request.command
+
+        async def send(stream: DataStream) -> Outcome:
+            return await self._store(
+                Instance(pair[0], request.affected_sop_instance_uid, pair[1], stream),
+                proposal,
+                priority=command.priority,
+                originator=(command.move_originator_ae_title, command.move_originator_message_id),
+            )
+
+        return AsyncSink(request.association, send)
+
+    async def store_instance(self, instance: Instance) -> Outcome:
+        pair = (instance.sop_class_uid, instance.transfer_syntax_uid)
+        if pair not in self._uploaded and len(self._uploaded) == UPLOADED_PAIRS:
+            self._uploaded.clear()
+        self._uploaded[pair] = None
+        return await self._store(instance, storage_contexts.propose_store(self._uploaded))
+
+    async def _store(
+        self,
+        instance: Instance,
+        proposal: Proposal,
+        *,
+        priority: int = PRIORITY_MEDIUM,
+        originator: tuple[str, int | None] = ("", None),
+    ) -> Outcome:
+        """Raises DimseError for everything that can go wrong with the PACS: what it answered, 0122 for what it does not
+        take, A700 for one that is not to be had, as senders try again later then."""
+        once = _Once(instance)
+
+        async def perform(scu: SCU) -> Outcome:
+            try:
+                return await scu.store(
+                    once.instance,
+                    priority=priority,
+                    move_originator_ae_title=originator[0],
+                    move_originator_message_id=originator[1],
+                )
+            except NoPresentationContext:
+                raise
+            except AssociationError as error:
+                if not once.can_be_repeated:
+                    raise OperationInterrupted(f"in the middle of a store: {error}") from error
+                raise
+
+        try:
+            try:
+                return await self.pool.run(perform, proposal=proposal)
+            finally:
+                await once.close()
+        except NoPresentationContext as error:
+            logger.info("%s: %s", self, error)
+            raise DimseError(
+                Status.SOP_CLASS_NOT_SUPPORTED, "the PACS does not take this SOP class so encoded"
+            ) from error
+        except AssociationError as error:
+            logger.warning("%s cannot be reached for a C-STORE: %s", self, error)
+            raise DimseError(Status.OUT_OF_RESOURCES, "the PACS cannot be reached") from error
+
+    def association_established(self, association: Association) -> None:
+        pass
+
+    def association_ended(self, association: Association, error: AssociationError | None) -> None:
+        pass
+
+
+class _Progress:
+    """How far a retrieve is, as the PACS says in its Pending responses."""
+
+    def __init__(self) -> None:
+        self.counters = Counters(None, None, None, None)
+
+    def total(self) -> int | None:
+        counters = self.counters
+        if counters.remaining is None:
+            return None
+        return counters.remaining + sum(
+            count or 0 for count in (counters.completed, counters.failed, counters.warning)
+        )
+
+
+class _Once:
+    """The data of an instance to be stored, which may be there only once.
+
+    A source is closed by whoever stores it, and a stream is gone once it has been begun.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._data = instance.data
+        self._stream: _Stream | None = None
+        self.instance = instance
+        if isinstance(self._data, AsyncIterable):
+            self._stream = _Stream(self._data)
+            self.instance = replace(instance, data=self._stream)
+
+    @property
+    def can_be_repeated(self) -> bool:
+        if self._stream is not None:
+            return not self._stream.begun
+        return isinstance(self._data, bytes | bytearray | memoryview)
+
+    async def close(self) -> None:
+        if isinstance(self._data, AsyncGenerator):
+            await self._data.aclose()
+        elif not isinstance(self._data, bytes | bytearray | memoryview | AsyncIterable):
+            self._data.close()
+
+
+class _Stream:
+    """Chunks that come only once."""
+
+    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
+        self.begun = False
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self.begun = True
+        return aiter(self._chunks)
+
+
+def _decode(match: Match) -> Model:
+    try:
+        return decode_data_set(match.identifier, match.transfer_syntax_uid)
+    except DataSetError as error:
+        raise DimseError(Status.CANNOT_UNDERSTAND, "an answer of the PACS cannot be decoded") from error
+
+
+def _nothing() -> Selection:
+    async def instances() -> AsyncGenerator[Instance | Unavailable, None]:
+        return
+        yield
+
+    return Selection(instances(), sop_instance_uids=(), total=0)
+
+
+def _unavailable(result: RetrieveResult, missing: dict[str, None] | None) -> list[str]:
+    """The instances that are known not to have come. Raises DimseError when some have not, and nobody knows which."""
+    uids = [*dict.fromkeys((*result.failed_sop_instance_uids, *(missing or ())))]
+    failed = result.counters.failed or 0
+    if not uids and classify(result.status) is StatusClass.FAILURE:
+        raise RetrieveFailed(result)
+    if not uids and failed:
+        raise DimseError(
+            Status.OUT_OF_RESOURCES_UNABLE_TO_PERFORM_SUB_OPERATIONS,
+            f"{failed} sub-operations failed at the PACS",
+        )
+    return uids
