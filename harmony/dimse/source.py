@@ -93,7 +93,7 @@ class StreamSource:
         self.chunks = chunks
 
 
-Data = bytes | bytearray | memoryview | DataSource | AsyncIterable[bytes]
+Data = bytes | bytearray | memoryview | DataSource | AsyncIterable[bytes | memoryview]
 """A data set to be sent: a buffer, a source that is read, or chunks of unknown total length."""
 
 
