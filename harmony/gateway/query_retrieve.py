@@ -18,6 +18,7 @@ from harmony.archive.index import ArchiveIndexError, UniqueKeys
 from harmony.archive.levels import Level, infer_level
 from harmony.archive.matcher import IdentifierError, MatchingOptions
 from harmony.dicom.json_model import DataSetError, Model, decode_data_set, encode_data_set, texts_of
+from harmony.dicom.transcode import transcode
 from harmony.dimse.command import CFindRQ, CGetRQ, CMoveRQ
 from harmony.dimse.information_model import PATIENT_ROOT, PATIENT_STUDY_ONLY, STUDY_ROOT, InformationModel
 from harmony.dimse.operation import Operation
@@ -71,10 +72,15 @@ class QueryRetrieve:
         if options.enable_find:
             services.operation(CFindRQ, [model.find for model in MODELS], find_handler(self._find))
         if options.enable_get:
-            services.operation(CGetRQ, [model.get for model in MODELS], get_handler(self._select))
+            handler = get_handler(self._select, transcode=transcode)
+            services.operation(CGetRQ, [model.get for model in MODELS], handler)
             services.store_as_scu()
         if options.enable_move:
-            handler = move_handler(self._select, lambda title, operation: self._destinations.get(title))
+            handler = move_handler(
+                self._select,
+                lambda title, operation: self._destinations.get(title),
+                transcode=transcode,
+            )
             services.operation(CMoveRQ, [model.move for model in MODELS], handler)
 
     # What is agreed beforehand

@@ -8,8 +8,10 @@ import re
 
 import pytest
 
+from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, Transcoder
 from harmony.dimse import associate, contexts_for
 from harmony.dimse.part10 import read_file_meta
+from harmony.dimse.sop_class import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from harmony.gateway.app import Gateway
 from harmony.gateway.loading import load
 
@@ -168,6 +170,59 @@ async def test_every_transfer_syntax_comes_back_as_it_was_stored(archive, small_
         sample.sop_instance_uid: sample.data_set + b"\0" * (len(sample.data_set) % 2)
         for sample in small_files
     }
+
+
+@pytest.fixture
+def native_files(pydicom_files):
+    """Four small samples of each native transfer syntax at most, each of another image."""
+    chosen = {}
+    for sample in sorted(pydicom_files, key=lambda each: len(each.data_set)):
+        like = [each for each in chosen.values() if each.transfer_syntax_uid == sample.transfer_syntax_uid]
+        if sample.transfer_syntax_uid in NATIVE_TRANSFER_SYNTAXES and len(like) < 4:
+            chosen.setdefault(sample.sop_instance_uid, sample)
+    assert {each.transfer_syntax_uid for each in chosen.values()} == set(NATIVE_TRANSFER_SYNTAXES)
+    return list(chosen.values())
+
+
+@pytest.mark.parametrize(
+    ("how", "syntax"), [("get", EXPLICIT_VR_LITTLE_ENDIAN), ("move", IMPLICIT_VR_LITTLE_ENDIAN)]
+)
+async def test_a_receiver_of_one_transfer_syntax(
+    archive, native_files, start_storescp, tmp_path, how, syntax
+):
+    """What it does not accept is converted for it, whatever it was stored in."""
+    destination = await asyncio.to_thread(start_storescp, "+xi", ae_title="DEST_AET")
+    archive.destinations = {"DEST_AET": destination.port}
+    await archive.start()
+    paths = [sample.path for sample in native_files]
+    async with associate(
+        "127.0.0.1", archive.port, called_ae_title="HARMONY_SCP", contexts=contexts_for(paths)
+    ) as scu:
+        for path in paths:
+            await scu.store(path)
+    got = tmp_path / "got"
+    got.mkdir()
+    for sample in native_files:
+        key = ("-k", "0008,0052=IMAGE", "-k", f"0008,0018={sample.sop_instance_uid}")
+        peer = ("-aec", "HARMONY_SCP", "127.0.0.1", "11112")
+        if how == "get":
+            # Its +xi proposes Explicit VR all the same, as of DCMTK 3.6.7.
+            await archive.tool("getscu", "+xe", "+B", *peer, *key, cwd=got)
+        else:
+            await archive.tool("movescu", "-aem", "DEST_AET", *peer, *key)
+    received = data_sets(got.iterdir() if how == "get" else destination.received())
+    assert received == {
+        sample.sop_instance_uid: converted(sample.data_set, sample.transfer_syntax_uid, syntax)
+        for sample in native_files
+    }
+
+
+def converted(data_set, source, target):
+    """Compared with DCMTK's conversion in test_transcode_interop."""
+    if source == target:
+        return data_set
+    transcoder = Transcoder(source, target)
+    return b"".join([*transcoder.feed(data_set), *transcoder.finish()])
 
 
 async def test_orthanc_queries_and_retrieves(archive, start_orthanc, run_tool, tmp_path):
