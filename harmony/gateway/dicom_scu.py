@@ -379,11 +379,11 @@ class _Once:
 class _Stream:
     """Chunks that come only once."""
 
-    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterable[bytes | memoryview]) -> None:
         self.begun = False
         self._chunks = chunks
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
         self.begun = True
         return aiter(self._chunks)
 
