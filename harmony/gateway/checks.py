@@ -164,9 +164,10 @@ def _missing_on_the_way(pipeline: Pipeline) -> str:
     name = show(pipeline.backends[0].name)
     if any(endpoint.service == "jmix" for endpoint in pipeline.endpoints):
         return f"lists {name}; forwarding the requests of a jmix endpoint {NOT_AVAILABLE}, must be []"
-    if pipeline.backends[0].service == "jmix_backend" and not any(
-        middleware.type == "jmix_builder" for middleware in pipeline.left
-    ):
+    packs = any(middleware.type == "jmix_builder" for middleware in pipeline.left)
+    if pipeline.backends[0].service == "dicom_scu" and packs:
+        return f"lists {name}, a PACS; packing what is sent to one with a jmix_builder {NOT_AVAILABLE}"
+    if pipeline.backends[0].service == "jmix_backend" and not packs:
         return f'lists {name}, which takes envelopes; the middleware must contain a "jmix_builder" that makes them'
     return ""
 

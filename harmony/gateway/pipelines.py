@@ -16,15 +16,18 @@ import msgspec
 
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
+from harmony.gateway import config
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
+from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import (
     DicomScpOptions,
+    DicomScuOptions,
     JmixBackendOptions,
     JmixBuilderOptions,
     JmixEndpointOptions,
@@ -61,10 +64,12 @@ class Assembly:
 
 
 class _Assembler:
-    def __init__(self, config: LoadedConfig) -> None:
-        self.config = config
+    def __init__(self, loaded: LoadedConfig) -> None:
+        self.config = loaded
         self.assembly = Assembly()
         self._scps: dict[Listener, list[DicomSCP]] = {}
+        self._pacses: dict[str, DicomSCU] = {}
+        """By the name of their table."""
         self._durable_indexes = {
             _place(options.storage_dir) for options in self._scp_options() if options.durability == "fsync"
         }
@@ -88,7 +93,6 @@ class _Assembler:
                 if backend is None or first is None:
                     first = endpoint
                     backend = self._behind_scp(pipeline, endpoint.options)
-                    self.assembly.backends.append(backend)
                 _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
                     self._scps.setdefault(listener, []).append(DicomSCP(endpoint, backend))
@@ -98,11 +102,14 @@ class _Assembler:
     def _behind_scp(self, pipeline: Pipeline, options: DicomScpOptions) -> Backend:
         """What a pipeline does with what its DICOM endpoints receive and are asked."""
         configured = pipeline.backends[0] if pipeline.backends else None
+        if configured is not None and isinstance(configured.options, DicomScuOptions):
+            return self._pacs(configured)
         if configured is not None and isinstance(configured.options, StorageBackendOptions):
             options = msgspec.structs.replace(options, storage_dir=configured.options.root / OBJECT_FOLDER)
         archive = self._archive(options)
         builder = next((each for each in pipeline.left if isinstance(each.options, JmixBuilderOptions)), None)
         if builder is None:
+            self.assembly.backends.append(archive)
             return archive
         assert isinstance(builder.options, JmixBuilderOptions)
         upstream = None
@@ -111,7 +118,7 @@ class _Assembler:
                 upstream = JmixUpstream(configured)
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
-        return JmixBuilder(
+        packing = JmixBuilder(
             pipeline.name,
             builder.options,
             archive=archive,
@@ -121,6 +128,19 @@ class _Assembler:
             window=options.max_operations,
             fsync=options.durability == "fsync",
         )
+        self.assembly.backends.append(packing)
+        return packing
+
+    def _pacs(self, configured: config.Backend) -> DicomSCU:
+        """One for all who name the same table: its limits are about what the PACS gets from all of them."""
+        if configured.name not in self._pacses:
+            try:
+                pacs = DicomSCU(configured)
+            except (ValueError, OSError) as error:
+                raise ConfigError([configured.origin.problem("", str(error))]) from error
+            self._pacses[configured.name] = pacs
+            self.assembly.backends.append(pacs)
+        return self._pacses[configured.name]
 
     def _archive(self, options: DicomScpOptions) -> LocalArchive:
         files = FileStore(
@@ -185,20 +205,20 @@ def _require_same_storage(first: Endpoint, other: Endpoint) -> None:
             raise ConfigError([other.origin.problem(f"options.{key}", message)])
 
 
-def _builder_folder(config: LoadedConfig, pipeline: Pipeline) -> Path:
-    return config.storage_path / BUILDER_FOLDER / pipeline.name
+def _builder_folder(loaded: LoadedConfig, pipeline: Pipeline) -> Path:
+    return loaded.storage_path / BUILDER_FOLDER / pipeline.name
 
 
-def outboxes(config: LoadedConfig) -> dict[str, Path]:
+def outboxes(loaded: LoadedConfig) -> dict[str, Path]:
     """Where the deliveries of each pipeline with a jmix_builder are kept, by the pipeline's name."""
     return {
-        pipeline.name: _builder_folder(config, pipeline) / OUTBOX_NAME
-        for pipeline in config.pipelines.values()
+        pipeline.name: _builder_folder(loaded, pipeline) / OUTBOX_NAME
+        for pipeline in loaded.pipelines.values()
         if any(isinstance(each.options, JmixBuilderOptions) for each in pipeline.left)
     }
 
 
-def assemble(config: LoadedConfig) -> Assembly:
+def assemble(loaded: LoadedConfig) -> Assembly:
     """Build what a configuration describes. Raises ConfigError for what only shows when it is put
     together."""
-    return _Assembler(config).assemble()
+    return _Assembler(loaded).assemble()

@@ -113,7 +113,7 @@ endpoints = ["e"]
 middleware = ["policies", "t", "u"]
 backends = ["b", "c"]
 [endpoints.e]
-service = "http"
+service = "dicomweb"
 options.path_prefix = "/"
 authentication = "a"
 [middleware.t]
@@ -124,9 +124,8 @@ options.fail_on_error = false
 [authentications.a]
 method = "mutual_tls"
 [backends.b]
-service = "dicom_scu"
+service = "http"
 connection.host = "h"
-options.aet = "PACS"
 [backends.c]
 service = "jmix_backend"
 connection.host = "h"
@@ -143,9 +142,9 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
         "[management] enabled is true; the management API is not available in this version",
         "[network.n] http.force_https is true, which is not available in this version",
         "[pipelines.p] backends lists 2 names; more than one backend is not available in this version",
-        '[endpoints.e] service is "http", which is not available in this version',
+        '[endpoints.e] service is "dicomweb", which is not available in this version',
         '[endpoints.e] authentication is "a"; it is not available in this version for endpoints',
-        '[backends.b] service is "dicom_scu", which is not available in this version',
+        '[backends.b] service is "http", which is not available in this version',
         '[authentications.a] method is "mutual_tls", which is not available in this version',
         '[middleware.policies] type is "policies", which is not available in this version',
         '[middleware.t] type is "transform", which is not available in this version',
