@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from harmony.archive.comparable import WILDCARD_VRS
 from harmony.archive.index import UniqueKeys
 from harmony.archive.levels import Level
 from harmony.archive.matcher import MatchingOptions
-from harmony.dicom.json_model import Model, encode_data_set, texts_of, values_of
+from harmony.dicom.json_model import Element, Model, encode_data_set, tag_of, texts_of, values_of, vr_of
 from harmony.dimse.information_model import (
     PATIENT_ROOT,
     PATIENT_STUDY_ONLY,
@@ -92,7 +93,7 @@ def query_identifier(query: Query) -> Identifier:
 
     Encoding raises ModelError for what has no encoding.
     """
-    keys = {key: element for key, element in query.identifier.items() if key not in _NOT_KEYS}
+    keys = {key: _defined(key, each) for key, each in query.identifier.items() if key not in _NOT_KEYS}
     character_set = "\\".join(texts_of(query.identifier, _CHARACTER_SET)) or None
 
     def encode(context: PresentationContext) -> bytes:
@@ -101,6 +102,13 @@ def query_identifier(query: Query) -> Identifier:
         return encode_data_set(identifier, context.transfer_syntax, character_set=character_set)
 
     return encode
+
+
+def _defined(key: str, element: Element) -> Element:
+    """`*` alone is universal matching where wild cards are defined; where they are not, as for a UID, that is an empty
+    key (PS3.4 §C.2.2.2.3), and people write `*` all the same."""
+    vr = str(element.get("vr") or vr_of(tag_of(key)))
+    return {"vr": vr} if element.get("Value") == ["*"] and vr not in WILDCARD_VRS else element
 
 
 def _unique_keys(level: Level, context: PresentationContext) -> list[tuple[str, str]]:

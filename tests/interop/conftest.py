@@ -134,7 +134,8 @@ def start_orthanc(
 ) -> Iterator[Callable[..., Peer]]:
     """start_orthanc(modalities={"harmony": ("HARMONY_SCP", port)}, options={...}) -> Peer with its http_port.
 
-    An empty Orthanc with the DICOMweb plugin at /dicom-web/, no authentication, called AE title not checked.
+    An empty Orthanc (with `port` the one that had it before, again) with the DICOMweb plugin at
+    /dicom-web/, no authentication, called AE title not checked.
     `options` are added to, or replace, keys of its configuration.
     """
     with ExitStack() as running:
@@ -144,10 +145,12 @@ def start_orthanc(
             modalities: Mapping[str, tuple[str, int]] | None = None,
             options: Mapping[str, Any] | None = None,
             ae_title: str = "ORTHANC",
+            port: int | None = None,
         ) -> Peer:
-            port, http_port = free_ports(2)
+            free, http_port = free_ports(2)
+            port = port or free
             folder = tmp_path / f"orthanc-{port}"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)  # the one of an Orthanc that had this port before
             plugins = [
                 str(path)
                 for place in ("/usr/share/orthanc/plugins", "/usr/local/share/orthanc/plugins")
