@@ -20,6 +20,7 @@ from harmony.dimse.command import (
 from harmony.dimse.command_set import CommandError
 from harmony.dimse.exchange import Exchange
 from harmony.dimse.invocation import Invocation, Response
+from harmony.dimse.observer import Observer
 from harmony.dimse.operation import Handler, Operation, StoreRequest
 from harmony.dimse.part10 import FileMeta, Part10Error, encode_file_meta, read_file_meta, read_file_meta_from
 from harmony.dimse.scp import Server, Services, serve
@@ -65,6 +66,7 @@ __all__ = [
     "Invocation",
     "Message",
     "NoPresentationContext",
+    "Observer",
     "Operation",
     "Outcome",
     "Part10Error",

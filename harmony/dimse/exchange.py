@@ -18,6 +18,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from harmony.dimse import command as messages
@@ -25,6 +26,7 @@ from harmony.dimse.command import CCancelRQ, CEchoRQ, CStoreRQ, Message
 from harmony.dimse.command_set import CommandError
 from harmony.dimse.invocation import Invocation, Invocations, Response
 from harmony.dimse.message import DATA, LAST, MessageAssembly, MessageWriter
+from harmony.dimse.observer import Observer
 from harmony.dimse.operation import Handler, Operation, StoreRequest, response_to
 from harmony.dimse.sink import COLLECTED_DATA_LIMIT, DRAIN, Collector, Drain, Sink
 from harmony.dimse.sop_class import VERIFICATION
@@ -51,15 +53,22 @@ class Exchange:
     """DIMSE on one association.
 
     services: what this side performs, or who says so once the association is established; None performs nothing.
+    observer: None takes that of the services, if they have one.
     """
 
-    def __init__(self, services: Services | Callable[[Association], Services] | None = None) -> None:
+    def __init__(
+        self,
+        services: Services | Callable[[Association], Services] | None = None,
+        *,
+        observer: Observer | None = None,
+    ) -> None:
         self.receiving = False
         self.requests_received = 0
         self.association: Association
         self.writer: MessageWriter
         self._choose = services if callable(services) else None
         self._services = None if callable(services) else services
+        self._observer = observer
         self._assembly = MessageAssembly()
         self._contexts: dict[int, PresentationContext] = {}
         # The message being received, between its command set and the last fragment of its data set:
@@ -105,9 +114,13 @@ class Exchange:
         self.association = association
         self._contexts = dict(association.agreed.contexts)
         self.writer = MessageWriter(association)
-        self._invocations = Invocations(association, self.writer, self)
         if self._choose is not None:
             self._services = self._choose(association)
+        if self._observer is None and self._services is not None:
+            self._observer = self._services.observer
+        self._invocations = Invocations(association, self.writer, self, observer=self._observer)
+        if self._observer is not None:
+            self._observer.established(association)
         if self._services is not None:
             self._services.association_established(association)
 
@@ -172,6 +185,8 @@ class Exchange:
         self._invocations.end(error)
         if self._services is not None:
             self._services.association_ended(self.association, error)
+        if self._observer is not None:
+            self._observer.ended(self.association, error)
 
     # Receiving: a command set ----
 
@@ -214,7 +229,8 @@ class Exchange:
         self, command: CStoreRQ, context: PresentationContext, data_set_follows: bool
     ) -> None:
         self.requests_received += 1
-        request = StoreRequest(command, context, self.association)
+        received_at = 0.0 if self._observer is None else perf_counter()
+        request = StoreRequest(command, context, self.association, received_at)
         sink: Sink | Drain = DRAIN
         outcome: Outcome | None = None
         try:
@@ -247,8 +263,11 @@ class Exchange:
             if data is not None:
                 self._perform(request, data, context)
                 return
-            refusal = Outcome(Status.OUT_OF_RESOURCES, f"data set larger than {COLLECTED_DATA_LIMIT} bytes")
-            self._write_response(context.presentation_context_id, self._encode(request, refusal))
+            self._answer_at_once(
+                request,
+                context,
+                Outcome(Status.OUT_OF_RESOURCES, f"data set larger than {COLLECTED_DATA_LIMIT} bytes"),
+            )
 
         self._expect(Collector(collected), True)
 
@@ -351,6 +370,9 @@ class Exchange:
             )
         else:
             response = self._encode(command, outcome)
+        if self._observer is not None:
+            status = _status_of(outcome, Status.CANNOT_UNDERSTAND)
+            self._observer.performed(CStoreRQ, status, perf_counter() - store.received_at)
         self._write_response(store.context.presentation_context_id, response)
 
     # Performing ----
@@ -363,14 +385,19 @@ class Exchange:
             answer = Outcome(Status.SOP_CLASS_NOT_SUPPORTED, "no such service here")
             if isinstance(request, CEchoRQ) and services is not None and services.support_for(VERIFICATION):
                 answer = SUCCESS_OUTCOME
-            self._write_response(context.presentation_context_id, self._encode(request, answer))
+            self._answer_at_once(request, context, answer)
         elif message_id in self._operations:
             answer = Outcome(Status.DUPLICATE_INVOCATION, f"message ID {message_id} is in use")
-            self._write_response(context.presentation_context_id, self._encode(request, answer))
+            self._answer_at_once(request, context, answer)
         else:
             operation = Operation(self, request, data_set, context)
             self._operations[message_id] = operation
             self._begin(self._run(operation, handler))
+
+    def _answer_at_once(self, request: Message, context: PresentationContext, outcome: Outcome) -> None:
+        if self._observer is not None:
+            self._observer.performed(type(request), outcome.status, 0.0)
+        self._write_response(context.presentation_context_id, self._encode(request, outcome))
 
     async def _run(self, operation: Operation, handler: Handler) -> None:
         """A handler's outermost edge: whatever it does, the request is answered or the association is
@@ -388,14 +415,17 @@ class Exchange:
 
     def _answer_operation(self, operation: Operation, outcome: Outcome) -> None:
         if not operation.answered:
-            self.operation_answered(operation)
+            self.operation_answered(operation, _status_of(outcome, Status.PROCESSING_FAILURE))
             response = self._encode(operation.request, outcome)
             self._write_response(operation.context.presentation_context_id, response)
 
-    def operation_answered(self, operation: Operation) -> None:
+    def operation_answered(self, operation: Operation, status: int) -> None:
         """The final response is about to leave (called by Operation.respond as well)."""
         operation.answered = True
         del self._operations[getattr(operation.request, "message_id", 0)]
+        if self._observer is not None:
+            elapsed_s = perf_counter() - operation.received_at
+            self._observer.performed(type(operation.request), status, elapsed_s)
 
     def _encode(self, request: Message, outcome: Outcome) -> bytes:
         try:
@@ -475,3 +505,8 @@ class Exchange:
         """Answer outstanding work before A-RELEASE-RP (P-DATA may still be sent in Sta8)."""
         if self._release_wanted and not self._over and not self._tasks and not self._finishing:
             self.association.respond_release()
+
+
+def _status_of(outcome: Outcome, otherwise: int) -> int:
+    """For an observer. What a sink or handler returned may be no Outcome at all; `_encode` then answers another one."""
+    return outcome.status if isinstance(outcome, Outcome) else otherwise

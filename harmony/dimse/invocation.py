@@ -14,10 +14,12 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 from harmony.dimse.command import CCancelRQ, Message
 from harmony.dimse.message import MessageWriter
+from harmony.dimse.observer import Observer
 from harmony.dimse.source import DataSource, StreamSource
 from harmony.dimse.status import StatusClass, classify
 from harmony.ul.association import Association
@@ -82,6 +84,7 @@ class Invocation:
         """response_s: the longest silence before each response; then the association is aborted."""
         self.request = request
         self.message_id = message_id
+        self.begun_at = perf_counter()
         self.done = False
         """True once the final response has come or the association has ended."""
         self._invocations = invocations
@@ -201,7 +204,15 @@ class Invocation:
 class Invocations:
     """The operations outstanding on one association that this side invoked."""
 
-    def __init__(self, association: Association, writer: MessageWriter, incoming: Incoming) -> None:
+    def __init__(
+        self,
+        association: Association,
+        writer: MessageWriter,
+        incoming: Incoming,
+        *,
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer
         self.association = association
         self.writer = writer
         self.incoming = incoming
@@ -294,6 +305,7 @@ class Invocations:
         """Give a response to the invocation that `find` returned for it."""
         if response.status_class is not StatusClass.PENDING:
             self._forget(invocation)
+            self._observe(invocation, response.status)
         invocation.put(response)
 
     def end(self, error: AssociationError | None) -> None:
@@ -302,10 +314,16 @@ class Invocations:
             return
         self._over = error or AssociationReleased("the association was released")
         for invocation in list(self._outstanding.values()):
+            self._observe(invocation, None)
             invocation.fail(self._over)
         self._outstanding.clear()
         # Whoever waits for a place finds that it is over, and lets the next one know.
         self._window.release()
+
+    def _observe(self, invocation: Invocation, status: int | None) -> None:
+        if self._observer is not None:
+            elapsed_s = perf_counter() - invocation.begun_at
+            self._observer.invoked(type(invocation.request), status, elapsed_s)
 
     def _forget(self, invocation: Invocation) -> None:
         if self._outstanding.pop(invocation.message_id, None) is not None:

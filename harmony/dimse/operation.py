@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, get_args
 
 from harmony.dimse.command import CStoreRQ, Message
@@ -29,6 +30,8 @@ class StoreRequest:
     command: CStoreRQ
     context: PresentationContext
     association: Association
+    received_at: float = 0.0
+    """By time.perf_counter; 0.0 when nobody observes."""
 
     @property
     def affected_sop_class_uid(self) -> str:
@@ -67,6 +70,7 @@ class Operation:
         self.request = request
         self.data_set = data_set
         self.context = context
+        self.received_at = perf_counter()
         self.cancelled = asyncio.Event()
         self.answered = False
         """True once the final response has begun to leave; its Message ID is then free again."""
@@ -94,7 +98,7 @@ class Operation:
             if self.answered:
                 raise RuntimeError("the final response has been sent")
             if final:
-                self.exchange.operation_answered(self)
+                self.exchange.operation_answered(self, getattr(response, "status", 0))
             await writer.write(self.context.presentation_context_id, command, data_set)
 
 

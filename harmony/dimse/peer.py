@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ssl
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harmony.dimse.information_model import Proposal
+from harmony.dimse.observer import Observer
 from harmony.dimse.scp import Services
 from harmony.dimse.scu import DEFAULT_RESPONSE_S, SCU, associate
 from harmony.ul import Timeouts
@@ -37,6 +38,7 @@ class Peer:
     """The asynchronous operations window to ask for; None does not ask."""
     timeouts: Timeouts | None = None
     response_s: float | None = DEFAULT_RESPONSE_S
+    observer: Observer | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.called_ae_title} at {self.host}:{self.port}"
@@ -61,4 +63,5 @@ class Peer:
             server_hostname=self.server_hostname,
             timeouts=self.timeouts,
             response_s=self.response_s,
+            observer=self.observer,
         )

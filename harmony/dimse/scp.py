@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from harmony.dimse.command import CEchoRQ, CStoreRQ, Message, NEventReportRQ
 from harmony.dimse.exchange import Exchange
+from harmony.dimse.observer import Observer
 from harmony.dimse.operation import Handler, StoreRequest
 from harmony.dimse.sink import Sink
 from harmony.dimse.sop_class import VERIFICATION, is_storage_sop_class
@@ -60,6 +61,7 @@ class Services:
         self._as_scu: dict[str, SupportedAbstractSyntax] = {}
         self._other_storage_as_scp: SupportedAbstractSyntax | None = None
         self._other_storage_as_scu: SupportedAbstractSyntax | None = None
+        self.observer: Observer | None = None
         self._on_established: list[Callable[[Association], None]] = []
         self._on_ended: list[Callable[[Association, AssociationError | None], None]] = []
 
@@ -123,6 +125,10 @@ class Services:
             self._on_established.append(established)
         if ended is not None:
             self._on_ended.append(ended)
+
+    def observe(self, observer: Observer) -> None:
+        """Have what is performed, and invoked, on the associations of these services counted by somebody."""
+        self.observer = observer
 
     # Asked by negotiation and the exchange ----
 

@@ -23,6 +23,7 @@ from harmony import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from harmony.dimse.command import CEchoRQ, CStoreRQ, Message
 from harmony.dimse.exchange import Exchange
 from harmony.dimse.invocation import Invocation, Response
+from harmony.dimse.observer import Observer
 from harmony.dimse.part10 import FileMeta, read_file_meta, read_file_meta_from
 from harmony.dimse.scp import Services
 from harmony.dimse.sop_class import (
@@ -253,13 +254,15 @@ async def associate(
     server_hostname: str | None = None,
     timeouts: Timeouts | None = None,
     response_s: float | None = DEFAULT_RESPONSE_S,
+    observer: Observer | None = None,
 ) -> AsyncIterator[SCU]:
     """An association for the length of the block: released at its end, aborted when the block raises.
 
     contexts: proposals (see `propose_contexts`, `contexts_for`); only Verification by default.
     maximum_operations: asynchronous operations window to ask for; None does not ask, as some peers drop the
     connection when asked. services: what we perform on this association, for peers that take the SCU role
-    (C-GET). Raises ConnectFailed, AssociationRejected, AssociationAborted, ConnectionLost, DeadlineExceeded.
+    (C-GET). observer: None takes that of the services, if they have one. Raises ConnectFailed,
+    AssociationRejected, AssociationAborted, ConnectionLost, DeadlineExceeded.
     """
     if contexts is None:
         contexts = propose_contexts([(VERIFICATION, [IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN])])
@@ -280,16 +283,21 @@ async def associate(
             user_identity_rq=user_identity,
         ),
     )
-    exchange = Exchange(services)
-    association = await request_association(
-        host,
-        port,
-        request,
-        exchange,
-        ssl_context=ssl_context,
-        server_hostname=server_hostname,
-        timeouts=timeouts,
-    )
+    exchange = Exchange(services, observer=observer)
+    try:
+        association = await request_association(
+            host,
+            port,
+            request,
+            exchange,
+            ssl_context=ssl_context,
+            server_hostname=server_hostname,
+            timeouts=timeouts,
+        )
+    except AssociationError as error:
+        if observer is not None:
+            observer.not_established(error)
+        raise
     try:
         yield SCU(association, exchange, response_s=response_s)
     except BaseException:

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
@@ -75,6 +76,8 @@ class Acceptor:
     ) -> None:
         self.policy = policy
         self.limits = limits or AcceptorLimits()
+        self.rejections: Counter[tuple[int, int, int]] = Counter()
+        """How many associations were rejected, by result, source and reason (PS3.8 Table 9-21)."""
         self._make_user = make_user
         self._timeouts = timeouts or Timeouts()
         self._size_limits = size_limits
@@ -246,10 +249,10 @@ class Acceptor:
 
     def _requested(self, association: Association, request: AssociateRQ) -> None:
         if self._draining:
-            association.answer(AssociateRJ(2, 3, 1))
+            self._reject(association, AssociateRJ(2, 3, 1))
             return
         if len(self._admitted) >= self.limits.maximum_associations:
-            association.answer(AssociateRJ(2, 3, 2))
+            self._reject(association, AssociateRJ(2, 3, 2))
             return
         self._admitted.add(association)
         self._none_admitted.clear()
@@ -272,7 +275,7 @@ class Acceptor:
         finally:
             del self._decisions[association]
         if response is None:
-            association.answer(AssociateRJ(1, 2, 1))
+            self._reject(association, AssociateRJ(1, 2, 1))
             return
         wanted = identity is not None and identity.positive_response_requested
         self._answer(association, request, UserIdentityAC(response) if wanted else None)
@@ -283,11 +286,19 @@ class Acceptor:
         """Negotiate; a policy or user that fails costs its own association only, and the peer gets an answer."""
         try:
             policy = self.policy(request) if callable(self.policy) else self.policy
-            association.answer(negotiate(request, policy, identity_response=identity_response))
+            response = negotiate(request, policy, identity_response=identity_response)
+            if isinstance(response, AssociateRJ):
+                self._reject(association, response)
+            else:
+                association.answer(response)
         except Exception:
             logger.exception("association %d could not be accepted", association.number)
             association.answer(AssociateRJ(1, 1, 1))  # nothing happens when an A-ASSOCIATE-AC has been sent
             association.abort()
+
+    def _reject(self, association: Association, rejection: AssociateRJ) -> None:
+        self.rejections[rejection.result, rejection.source, rejection.reason] += 1
+        association.answer(rejection)
 
 
 class _TLSDoor(asyncio.Protocol):

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from harmony.ul.deadlines import Deadlines, Timeouts, after
@@ -116,6 +116,9 @@ class Association(asyncio.BufferedProtocol):
         self.peer_address = "?"
         self.request = request
         self.error: AssociationError | None = None
+        self.received_bytes = 0
+        """By the transport, decrypted where there is TLS; all PDUs with their headers. So is sent_bytes."""
+        self.sent_bytes = 0
         self._timeouts = timeouts
         self._on_connected = on_connected
         self._on_request = on_request
@@ -181,6 +184,7 @@ class Association(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or not self._core.may_send_p_data():
             raise self.error or LocalProtocolError(f"P-DATA cannot be sent in {self._core.state.name}")
+        self.sent_bytes += len(pdus)
         transport.write(pdus)
         return not transport.get_write_buffer_size()
 
@@ -327,6 +331,7 @@ class Association(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.received_bytes += nbytes
         now = self._loop.time()
         core = self._core
         try:
@@ -475,9 +480,10 @@ class Association(asyncio.BufferedProtocol):
         if transport is None:
             return
         if self._core.has_outgoing():
-            outgoing: Iterable[bytes] = self._core.take_outgoing()
+            outgoing = b"".join(self._core.take_outgoing())
             if not transport.is_closing():
-                transport.write(b"".join(outgoing))
+                self.sent_bytes += len(outgoing)
+                transport.write(outgoing)
         core = self._core
         if core.state is State.STA13 or core.close_requested:
             self._finish(self._ending())

@@ -215,6 +215,7 @@ async def test_one_association_too_many_is_rejected_until_another_ends(serve, co
     fourth = await connect(service.port)
     assert (await fourth.exchange(wire.associate_rq()))[0] == 2
     assert await (await connect(service.port)).exchange(wire.associate_rq()) == wire.reject(2, 3, 2)
+    assert service.acceptor.rejections == {(2, 3, 2): 2}
 
 
 async def test_one_connection_too_many_is_closed(serve, connect, wire, caplog):
