@@ -16,9 +16,10 @@ from harmony.http.message import (
     json_response,
 )
 from harmony.http.router import Handler, Route, RouteConflict, Router, normalize_prefix
-from harmony.http.server import HTTPServer, ServerLimits
+from harmony.http.server import Exchanged, HTTPServer, ServerLimits
 
 __all__ = [
+    "Exchanged",
     "FileBody",
     "HTTPError",
     "HTTPServer",

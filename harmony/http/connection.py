@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from time import time
+from time import perf_counter, time
 from typing import Protocol
 
 import h11
@@ -31,7 +31,7 @@ from harmony.http.files import file_response
 from harmony.http.headers import Headers
 from harmony.http.message import FileBody, HTTPError, Request, RequestBody, Response, error_response
 
-__all__ = ["Connection", "ServerLimits"]
+__all__ = ["Connection", "Exchanged", "ServerLimits"]
 
 logger = logging.getLogger("harmony.http")
 
@@ -47,6 +47,21 @@ _FOREIGN = {0x16: "TLS", 0x01: "DICOM (A-ASSOCIATE-RQ)"}  # first byte of a reco
 _NO_BODY_STATUS = (204, 304)  # RFC 9110 §6.4.1
 
 _HOP_BY_HOP = ("Connection", "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade")  # ours to decide
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """A request that is over, for statistics. What never became a request (a broken head) is not reported."""
+
+    request: Request | None
+    """None: its target was none of ours."""
+    method: str
+    status: int
+    """0: the client left before it was answered."""
+    elapsed_s: float
+    """From the complete head to the last byte of the answer, at the pace of the client."""
+    sent_bytes: int
+    """Of the answer's body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +90,7 @@ class ConnectionOwner(Protocol):
 
     handler: Callable[[Request], Awaitable[Response]]
     limits: ServerLimits
+    on_exchanged: Callable[[Exchanged], None] | None
 
     def opened(self, connection: Connection) -> bool:
         """False when there are too many already."""
@@ -184,7 +200,7 @@ class Connection:
 
     async def _exchange(self, head: h11.Request) -> None:
         """Run the handler and send what it answers, or the error that came instead."""
-        started = self._loop.time()
+        started = perf_counter()  # uvloop's own clock counts milliseconds
         method = head.method.decode("ascii")
         request: Request | None = None
         status = 0
@@ -202,8 +218,12 @@ class Connection:
                 await self._respond(request, method, answer)
         finally:
             raw_path = request.raw_path if request is not None else "(bad target)"
-            elapsed_ms = (self._loop.time() - started) * 1000
-            logger.debug("%s %s %d %d bytes %.1f ms", method, raw_path, status, self._sent_bytes, elapsed_ms)
+            elapsed_s = perf_counter() - started
+            logger.debug(
+                "%s %s %d %d bytes %.1f ms", method, raw_path, status, self._sent_bytes, elapsed_s * 1000
+            )
+            if self._owner.on_exchanged is not None:
+                self._owner.on_exchanged(Exchanged(request, method, status, elapsed_s, self._sent_bytes))
 
     def _answer_to(self, error: BaseException) -> Response:
         """The error response for what a handler or its body raised; raises when there is nothing left to answer."""

@@ -217,6 +217,7 @@ class Request:
     __slots__ = (
         "body",
         "client",
+        "endpoint",
         "headers",
         "method",
         "network",
@@ -263,6 +264,7 @@ class Request:
         self.scheme = scheme
         self.network = network  # the name of the listener this came in on
         self.path_parameters: dict[str, str] = {}
+        self.endpoint = ""  # the name of the route that answers, filled in by the router
         self.state: dict[str, object] = {}
 
     async def json(self, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> Any:

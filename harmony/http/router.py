@@ -105,6 +105,7 @@ class Router:
         if entry is not None:
             route, names = entry
             request.path_parameters = dict(zip(names, values, strict=True))
+            request.endpoint = route.name
             return await route.handler(request)
         allow = {"Allow": ", ".join(_allowed(node))}
         if request.method == "OPTIONS":

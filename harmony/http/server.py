@@ -13,10 +13,10 @@ import asyncio
 import ssl as tls
 from collections.abc import Awaitable, Callable
 
-from harmony.http.connection import LINGER_TIMEOUT_S, Connection, ServerLimits
+from harmony.http.connection import LINGER_TIMEOUT_S, Connection, Exchanged, ServerLimits
 from harmony.http.message import Request, Response
 
-__all__ = ["HTTPServer", "ServerLimits"]
+__all__ = ["Exchanged", "HTTPServer", "ServerLimits"]
 
 LISTEN_BACKLOG = 512
 """Connections the kernel completes ahead of us: a burst of clients is no reason to refuse any."""
@@ -32,9 +32,15 @@ class HTTPServer:
     """A minimal HTTP/1.1 server: `start` it on each network, `stop` it once."""
 
     def __init__(
-        self, handler: Callable[[Request], Awaitable[Response]], *, limits: ServerLimits | None = None
+        self,
+        handler: Callable[[Request], Awaitable[Response]],
+        *,
+        limits: ServerLimits | None = None,
+        on_exchanged: Callable[[Exchanged], None] | None = None,
     ) -> None:
+        """on_exchanged: told of every request when it is over; from the event loop, must neither block nor raise."""
         self.handler = handler
+        self.on_exchanged = on_exchanged
         self.limits = limits if limits is not None else ServerLimits()
         self._listeners: list[asyncio.Server] = []
         self._connections: set[Connection] = set()

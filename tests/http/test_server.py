@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from harmony import __version__
 from harmony.http import (
+    Exchanged,
     FileBody,
     HTTPError,
     HTTPServer,
@@ -927,3 +928,55 @@ async def test_echo_streams_in_both_directions_at_once(serve: Any) -> None:
     assert await client.exactly(8) == b"3\r\none\r\n"  # before the request has ended
     await client.send(b"3\r\ntwo\r\n0\r\n\r\n")
     assert await client.exactly(13) == b"3\r\ntwo\r\n0\r\n\r\n"
+
+
+# Statistics
+
+
+async def test_every_request_is_reported_when_it_is_over(serve: Any) -> None:
+    router = Router()
+    router.add("POST", "/echo", echo, name="echoes")
+    router.add("GET", "/broken", lambda request: 1 / 0, name="broken")  # type: ignore[arg-type, return-value]
+    seen: list[Exchanged] = []
+    served = await serve(router)
+    served.server.on_exchanged = seen.append
+    client = await served.connect()
+    await client.send(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello")
+    assert (await client.response())[2] == b"hello"
+    await client.send(b"GET /broken HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await client.response())[0] == 500
+    await client.send(b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await client.response())[0] == 404
+    await client.send(b"GET /a/../b HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await client.response())[0] == 400
+    await until(lambda: len(seen) == 4)
+    assert [(each.method, each.status) for each in seen] == [
+        ("POST", 200),
+        ("GET", 500),
+        ("GET", 404),
+        ("GET", 400),
+    ]
+    first = seen[0]
+    assert first.request is not None
+    assert (first.request.endpoint, first.request.body.received_bytes, first.sent_bytes) == ("echoes", 5, 5)
+    assert first.elapsed_s >= 0
+    assert [each.request and each.request.endpoint for each in seen[1:]] == ["broken", "", None]
+
+
+async def test_client_that_leaves_before_the_answer_is_reported_with_status_0(serve: Any) -> None:
+    reached = asyncio.Event()
+
+    async def never(request: Request) -> Response:
+        reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    seen: list[Exchanged] = []
+    served = await serve(never)
+    served.server.on_exchanged = seen.append
+    client = await served.connect()
+    await client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    await happened(reached)
+    client.abort()
+    await until(lambda: len(seen) == 1)
+    assert (seen[0].status, seen[0].sent_bytes) == (0, 0)
