@@ -98,6 +98,18 @@ class FileStore:
         if self.commit is not None:
             self.commit.close()
 
+    def problem(self) -> str | None:
+        """Why objects are refused now, for whoever watches the gateway. Blocking."""
+        if not self._open:
+            return "the archive is closed"
+        try:
+            self.folder.require_space_now()
+        except OSError as error:
+            return f"the storage folder cannot be used: {error.strerror}"
+        except DimseError as error:
+            return error.outcome.error_comment
+        return None
+
     def sink(
         self,
         *,

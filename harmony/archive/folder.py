@@ -110,6 +110,16 @@ class Folder:
                 Status.OUT_OF_RESOURCES, f"less than {self._minimum_free_bytes} bytes would be free"
             )
 
+    def require_space_now(self) -> None:
+        """Refuse when less than the minimum is free in this moment. Raises DimseError, OSError."""
+        if self.free_space()[0] < self._minimum_free_bytes:
+            raise DimseError(Status.OUT_OF_RESOURCES, f"less than {self._minimum_free_bytes} bytes are free")
+
+    def free_space(self) -> tuple[int, int]:
+        """Bytes that may still be written, and the size of the file system. Raises OSError."""
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
     def directory(self, study_instance_uid: str, series_instance_uid: str) -> str:
         """Return the folder of a series, and make it when it is met for the first time."""
         key = (study_instance_uid, series_instance_uid)

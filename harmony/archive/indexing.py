@@ -227,6 +227,18 @@ class ArchiveIndex:
     def counts(self) -> Counts:
         return self._current().counts()
 
+    def progress(self) -> tuple[Counts, int] | None:
+        """What is in the index, and how many objects wait to be put into it; None while it is closed. Waits for
+        nobody."""
+        index = self._index
+        return None if index is None else (index.counts(), self._queued - self._done)
+
+    def problem(self) -> str | None:
+        """Why queries are not answered now."""
+        if self._index is None:
+            return "the index is closed"
+        return "objects cannot be indexed" if self._error is not None else None
+
     def remove(self, paths: Iterable[str]) -> None:
         """Take files out of the index that were, or are about to be, deleted. paths: absolute."""
         self._current().remove(path[self._prefix :] for path in paths)

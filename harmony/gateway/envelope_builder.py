@@ -6,6 +6,7 @@ Called by `jmix_builder` for closed journals and by `instance_delivery` for sing
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -40,6 +41,8 @@ class EnvelopeBuilder:
 
     def __init__(self, options: JmixBuilderOptions, store: EnvelopeStore, *, fsync: bool = False) -> None:
         self.store = store
+        self.built_count = 0
+        self._counting = threading.Lock()
         self._options = options
         self._fsync = fsync
 
@@ -78,6 +81,8 @@ class EnvelopeBuilder:
             origin=origin,
             created_at=created,
         )
+        with self._counting:  # several threads may build at a time
+            self.built_count += 1
         logger.info(
             "envelope %s built: %d objects, %d bytes", summary.id, summary.instance_count, summary.size_bytes
         )

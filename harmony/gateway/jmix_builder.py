@@ -187,6 +187,26 @@ class JmixBuilder:
     async def retrieve(self, retrieve: Retrieve) -> Selection:
         return await self._archive.retrieve(retrieve)
 
+    # For those who watch -----
+
+    @property
+    def built_count(self) -> int:
+        """Envelopes built since the start."""
+        return self._envelopes.built_count
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """None before the start, and without an upstream."""
+        return self._outbox if self._upstream is not None else None
+
+    def problem(self) -> str | None:
+        """Why it does not do its work, None when it does. An upstream that is down is none: envelopes wait for it.
+        Blocking."""
+        for task, what in ((self._builder, "building envelopes"), (self._bookkeeper, "keeping books")):
+            if task is not None and task.done():
+                return f"{what} has ended"
+        return self._archive.problem()
+
     def association_established(self, association: Association) -> None:
         self._associations[association] = self._assembly.begin(association.agreed.calling_ae_title)
 

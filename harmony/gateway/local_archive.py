@@ -101,6 +101,10 @@ class LocalArchive:
     async def echo(self) -> None:
         """It is here, so it answers."""
 
+    def problem(self) -> str | None:
+        """Why it does not take or find objects now, for whoever watches the gateway. Blocking."""
+        return self.files.problem() or (self.index.problem() if self.index is not None else None)
+
     # Storing
 
     def store(self, request: StoreRequest) -> Sink:

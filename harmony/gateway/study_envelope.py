@@ -46,6 +46,7 @@ class StudyEnvelopes:
         self._envelopes = envelopes
         self._skip_hashing = skip_hashing
         self._skip_listing = skip_listing
+        self.built_count = 0
         self._builds: dict[str, asyncio.Task[str | None]] = {}
 
     async def build(self, study_instance_uid: str) -> str | None:
@@ -56,8 +57,12 @@ class StudyEnvelopes:
         if task is None:
             task = asyncio.create_task(asyncio.to_thread(self._build, study_instance_uid))
             self._builds[study_instance_uid] = task
+            task.add_done_callback(self._built)
             task.add_done_callback(lambda _: self._builds.pop(study_instance_uid, None))
         return await asyncio.shield(task)
+
+    def _built(self, task: asyncio.Task[str | None]) -> None:
+        self.built_count += not task.cancelled() and task.exception() is None and task.result() is not None
 
     def _build(self, study_instance_uid: str) -> str | None:
         objects = self._objects(study_instance_uid)

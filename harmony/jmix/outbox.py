@@ -232,6 +232,14 @@ class Outbox:
             rows = self._database.execute("SELECT state, count(*) FROM delivery GROUP BY state").fetchall()
         return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
 
+    def waiting_since(self) -> float | None:
+        """Return when the oldest delivery that is pending or in progress was enqueued, None when there is none."""
+        with self._lock:
+            (created_at,) = self._database.execute(
+                "SELECT min(created_at) FROM delivery WHERE state IN ('pending', 'in_progress')"
+            ).fetchone()
+        return None if created_at is None else float(created_at)
+
     def deliveries(self, state: State | None = None, *, limit: int = 100) -> list[Delivery]:
         """Return deliveries, all or of one state, the latest changed first."""
         with self._lock:

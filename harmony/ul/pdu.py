@@ -49,6 +49,7 @@ __all__ = [
     "decode",
     "describe_abort",
     "describe_rejection",
+    "describe_rejection_reason",
 ]
 
 MAXIMUM_PROPOSED_CONTEXTS = 128
@@ -410,9 +411,14 @@ def describe_rejection(result: int, source: int, reason: int) -> str:
         (
             f"{_REJECT_RESULTS.get(result, 'reserved')} ({result})",
             f"{_REJECT_SOURCES.get(source, 'reserved')} ({source})",
-            f"{_REJECT_REASONS.get((source, reason), 'reserved')} ({reason})",
+            f"{describe_rejection_reason(source, reason)} ({reason})",
         )
     )
+
+
+def describe_rejection_reason(source: int, reason: int) -> str:
+    """The reason of an A-ASSOCIATE-RJ alone; what its number means depends on the source."""
+    return _REJECT_REASONS.get((source, reason), "reserved")
 
 
 def describe_abort(source: int, reason: int) -> str:

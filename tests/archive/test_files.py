@@ -461,6 +461,19 @@ def test_some_space_is_left_free(make_store, root):
     assert stored_files(root) == []
 
 
+def test_problem_says_why_objects_are_refused(make_store, root):
+    store = make_store(minimum_free_bytes=0)
+    assert store.problem() is None
+    free_bytes, size_bytes = store.folder.free_space()
+    assert 0 < free_bytes <= size_bytes
+    assert make_store(minimum_free_bytes=1 << 60).problem() == f"less than {1 << 60} bytes are free"
+    store.close()
+    assert store.problem() == "the archive is closed"
+    lost = make_store(minimum_free_bytes=0)
+    root.rename(root.with_name("elsewhere"))
+    assert lost.problem() == "the storage folder cannot be used: No such file or directory"
+
+
 def test_without_hard_links_files_are_renamed(store, root, monkeypatch):
     def no_links(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -210,12 +210,19 @@ async def test_an_index_that_cannot_be_written_is_an_error_until_it_can(
         await store(files, archive, "1.1.1.1")
         with pytest.raises(ArchiveIndexError):
             archive.counts()
+        assert archive.problem() == "objects cannot be indexed"
+        assert archive.progress() == (Counts(0, 0, 0, 0), 1)
     while True:
         try:
             assert archive.counts().instances == 1
             break
         except ArchiveIndexError:
             continue  # of the attempt before
+    assert archive.problem() is None
+    assert archive.progress() == (Counts(1, 1, 1, 1), 0)
+    archive.close()
+    assert archive.problem() == "the index is closed"
+    assert archive.progress() is None
 
 
 @pytest.mark.parametrize("where", ["read", "add"])

@@ -234,3 +234,18 @@ def test_backoff_doubles_up_to_its_maximum() -> None:
 def test_backoff_jitter_takes_up_to_half_away(attempt: int, chance: float) -> None:
     longest = backoff_s(attempt, random=lambda: 0.0)
     assert longest / 2 <= backoff_s(attempt, random=lambda: chance) <= longest
+
+
+def test_waiting_since_the_oldest_that_is_not_settled(reopen: Open) -> None:
+    outbox = reopen()
+    assert outbox.waiting_since() is None
+    first, second = enqueue(outbox, "a", now=5.0), enqueue(outbox, "b", now=7.0)
+    assert outbox.waiting_since() == 5.0
+    outbox.claim_due(5.0)
+    assert outbox.waiting_since() == 5.0
+    outbox.failed(first, error="no answer", retry_at=100.0, now=6.0)
+    assert outbox.waiting_since() == 5.0
+    outbox.parked(first, error="refused", now=8.0)
+    assert outbox.waiting_since() == 7.0
+    outbox.delivered(second, http_status=201, now=9.0)
+    assert outbox.waiting_since() is None

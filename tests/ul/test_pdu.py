@@ -28,6 +28,7 @@ from harmony.ul.pdu import (
     decode,
     describe_abort,
     describe_rejection,
+    describe_rejection_reason,
 )
 
 ITEM_10 = b"\x10\x00\x00\x15" + b"1.2.840.10008.3.1.1.1"
@@ -427,6 +428,7 @@ def test_an_ac_may_answer_the_same_id_twice_when_only_one_is_accepted():
 )
 def test_describe_rejection(codes, text):
     assert describe_rejection(*codes) == text
+    assert text.endswith(f", {describe_rejection_reason(*codes[1:])} ({codes[2]})")
 
 
 @pytest.mark.parametrize(
