@@ -23,6 +23,7 @@ from harmony import __version__
 from harmony.archive.index import ArchiveIndexError
 from harmony.archive.indexing import ArchiveIndex, Progress, Report
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
+from harmony.gateway.management import Phase
 from harmony.gateway.options import PrefixOptions
 from harmony.gateway.pipelines import Assembly, assemble
 from harmony.gateway.tls import server_context
@@ -59,7 +60,10 @@ class Gateway:
         """Raises ConfigError."""
         self.config = config
         self._assembly: Assembly = assemble(config)
+        self._management = self._assembly.management
         self._http: HTTPServer | None = None
+        self._management_http: HTTPServer | None = None
+        """On networks of its own: the first to start, the last to stop."""
         self._listeners: list[_Stop] = []
         self._inner: list[_Stop] = []  # in the order of their start
 
@@ -70,8 +74,9 @@ class Gateway:
 
     @property
     def http_addresses(self) -> list[tuple[str, int]]:
-        """Where HTTP is listened for, in the order of the configuration."""
-        return self._http.addresses if self._http is not None else []
+        """Where HTTP is listened for; networks with nothing but the management API come last."""
+        servers = (self._http, self._management_http)
+        return [address for server in servers if server is not None for address in server.addresses]
 
     async def start(self) -> None:
         """Raises StartError; what had been started is stopped again then."""
@@ -82,7 +87,14 @@ class Gateway:
             raise
 
     async def _start(self) -> None:
-        assembly = self._assembly
+        assembly, management = self._assembly, self._management
+        apart = management.own_networks if management is not None else frozenset()
+        if management is not None:
+            management.metrics.loop_lag.start()
+        if apart:
+            self._management_http = self._http_server()
+            self._inner.append(self._management_http.stop)
+            await self._listen(self._management_http, lambda network: network in apart)
         for path, store in assembly.envelope_stores.items():
             with _explained(f"the envelope store {path}"):
                 await asyncio.to_thread(store.open)
@@ -99,12 +111,22 @@ class Gateway:
             with _explained(f"DICOM on {listener.address}"):
                 await listener.start()
             self._listeners.append(listener.stop)
-        if assembly.http:
-            self._http = HTTPServer(self._handle)
+        if any(network not in apart for network, _ in assembly.http):
+            self._http = self._http_server()
             self._listeners.append(self._http.stop)
-            for network, address in assembly.http:
+            await self._listen(self._http, lambda network: network not in apart)
+        if management is not None:
+            management.phase = Phase.SERVING
+
+    def _http_server(self) -> HTTPServer:
+        counted = self._management.metrics.http.answered if self._management is not None else None
+        return HTTPServer(self._handle, on_exchanged=counted)
+
+    async def _listen(self, server: HTTPServer, wanted: Callable[[str], bool]) -> None:
+        for network, address in self._assembly.http:
+            if wanted(network):
                 with _explained(f"HTTP on {address}"):
-                    await self._http.start(
+                    await server.start(
                         address.host, address.port, ssl=server_context(address), network=network
                     )
 
@@ -112,11 +134,15 @@ class Gateway:
         """Stop everything that was started, listeners first; idempotent, also after it was cancelled."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
+        if self._management is not None:
+            self._management.phase = Phase.STOPPING
         await asyncio.gather(*(_stopped(stop, grace_s) for stop in self._listeners))
         self._listeners.clear()
         while self._inner:
             await _stopped(self._inner[-1], max(0.0, deadline - loop.time()))
             self._inner.pop()
+        if self._management is not None:
+            self._management.metrics.loop_lag.stop()
 
     async def _handle(self, request: Request) -> Response:
         router = self._assembly.routers.get(request.network)
@@ -153,7 +179,14 @@ class Gateway:
                 url = f"{scheme}://{shown}:{address.port}{prefix.rstrip('/')}"
                 lines.append(f"  JMIX   {url}")
                 lines.append(f"         try: curl '{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip")
+            lines += self._management_greeting(network, f"{scheme}://{shown}:{address.port}")
         return lines
+
+    def _management_greeting(self, network: str, url: str) -> Iterator[str]:
+        for its_network, base_path in self._management.addresses if self._management is not None else []:
+            if its_network == network:
+                yield f"  ADMIN  {url}{base_path.rstrip('/')}, {url}/health, {url}/metrics"
+                yield f"         try: curl {url}/health"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 
 from harmony.gateway.addresses import clean_path, overlap
 from harmony.gateway.config import Endpoint, Listener, LoadedConfig, Pipeline, Problem
-from harmony.gateway.options import SUPPORTED, DicomScpOptions, PrefixOptions, Role, TransformOptions
+from harmony.gateway.options import (
+    SUPPORTED,
+    DicomScpOptions,
+    ManagementOptions,
+    PrefixOptions,
+    Role,
+    TransformOptions,
+)
 from harmony.gateway.sources import show
 
 EVERY_METHOD = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -20,6 +27,7 @@ METHODS = {
     "echo": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
     "jmix": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
     "dicomweb": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
+    "management": EVERY_METHOD,
 }
 ROOTS = {"jmix": "/api/jmix", "dicomweb": "/studies"}
 """What a service adds to its prefix, so that a jmix and a dicomweb endpoint may share one."""
@@ -51,9 +59,13 @@ def _route_conflicts(config: LoadedConfig) -> Iterator[Problem]:
     if management.enabled and management.network is not None:
         taken[(management.network, management.base_path)] = [(EVERY_METHOD, "the management API")]
     for pipeline, endpoint in _endpoints(config):
-        if not isinstance(endpoint.options, PrefixOptions):
-            continue
-        prefix = endpoint.options.path_prefix
+        match endpoint.options:
+            case PrefixOptions(path_prefix=prefix):
+                key = "path_prefix"
+            case ManagementOptions(base_path=prefix):
+                key = "base_path"
+            case _:
+                continue
         root = clean_path(prefix + ROOTS.get(endpoint.service, "")) or "/"
         for network in endpoint.networks:
             others = taken.setdefault((network, root), [])
@@ -61,7 +73,7 @@ def _route_conflicts(config: LoadedConfig) -> Iterator[Problem]:
                 if methods & METHODS[endpoint.service]:
                     message = f"is {show(prefix)}, which {owner} already has on network {show(network)}"
                     message += f"; pipeline {show(pipeline.name)} cannot have it too"
-                    yield _in_options(endpoint, "path_prefix", message)
+                    yield _in_options(endpoint, key, message)
                     break
             others.append((METHODS[endpoint.service], _owner(pipeline, endpoint)))
 
@@ -122,10 +134,6 @@ def _listener_conflicts(config: LoadedConfig) -> Iterator[Problem]:
 def unsupported(config: LoadedConfig) -> list[Problem]:
     """What this version cannot run. The gateway must not start when there is any."""
     found: list[Problem] = []
-    if config.management.enabled:
-        found.append(
-            config.management.origin.problem("enabled", f"is true; the management API {NOT_AVAILABLE}")
-        )
     for network in config.http_networks():
         if network.http is not None and network.http.force_https:
             found.append(network.origin.problem("http.force_https", f"is true, which {NOT_AVAILABLE}"))

@@ -20,7 +20,7 @@ from harmony.gateway import checks
 from harmony.gateway.config import LOG_LEVELS, ConfigError, Endpoint, LoadedConfig, Pipeline
 from harmony.gateway.default_config import DEFAULT_CONFIG
 from harmony.gateway.loading import load
-from harmony.gateway.options import DicomScpOptions, PrefixOptions
+from harmony.gateway.options import DicomScpOptions, ManagementOptions, PrefixOptions
 
 EXIT_UNUSABLE = 2
 
@@ -132,10 +132,10 @@ def _listeners(config: LoadedConfig) -> Iterator[tuple[str, ...]]:
     for network in config.http_networks():
         if network.http is not None:
             served = [
-                endpoint.options.path_prefix
+                _prefix(endpoint)
                 for pipeline in config.pipelines.values()
                 for endpoint in pipeline.endpoints
-                if network.name in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
+                if network.name in endpoint.networks and _prefix(endpoint)
             ]
             if config.management.enabled and config.management.network == network.name:
                 served.append(config.management.base_path)
@@ -167,12 +167,17 @@ def _chain(pipeline: Pipeline) -> str:
 
 
 def _endpoint(endpoint: Endpoint) -> str:
+    if isinstance(endpoint.options, DicomScpOptions):
+        return f"{endpoint.service} {endpoint.options.local_aet}"
+    return f"{endpoint.service} {_prefix(endpoint)}".rstrip()
+
+
+def _prefix(endpoint: Endpoint) -> str:
+    """Where an HTTP endpoint is; "" for others."""
     match endpoint.options:
-        case DicomScpOptions():
-            return f"{endpoint.service} {endpoint.options.local_aet}"
-        case PrefixOptions():
-            return f"{endpoint.service} {endpoint.options.path_prefix}"
-    return endpoint.service
+        case PrefixOptions(path_prefix=prefix) | ManagementOptions(base_path=prefix):
+            return prefix
+    return ""
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

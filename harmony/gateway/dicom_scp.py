@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harmony.dimse.observer import Observer
 from harmony.dimse.scp import Server, Services
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
@@ -32,6 +33,7 @@ class DicomSCP:
 
     endpoint: Endpoint
     backend: Backend
+    observer: Observer | None = None
 
     @property
     def options(self) -> DicomScpOptions:
@@ -41,7 +43,7 @@ class DicomSCP:
 
     @property
     def query_retrieve(self) -> QueryRetrieve:
-        return QueryRetrieve(self.backend, self.options)
+        return QueryRetrieve(self.backend, self.options, observer=self.observer)
 
     def services(self) -> Services:
         """What this endpoint performs, by its enable_* flags."""
@@ -56,6 +58,8 @@ class DicomSCP:
             )
         if self.backend.can_be_queried:
             self.query_retrieve.register(services)
+        if self.observer is not None:
+            services.observe(self.observer)
         services.on_association(self.backend.association_established, self.backend.association_ended)
         return services
 

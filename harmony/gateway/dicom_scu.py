@@ -27,6 +27,7 @@ from harmony.dicom.json_model import DataSetError, Model, ModelError, decode_dat
 from harmony.dimse.cancellation import CANCEL_S, OperationInterrupted
 from harmony.dimse.command import PRIORITY_MEDIUM
 from harmony.dimse.information_model import Proposal
+from harmony.dimse.observer import Observer
 from harmony.dimse.operation import StoreRequest
 from harmony.dimse.peer import Peer
 from harmony.dimse.pool import AssociationPool
@@ -59,8 +60,9 @@ UPLOADED_PAIRS: Final = 64
 class DicomSCU:
     """One PACS. A `harmony.gateway.backend.Backend`."""
 
-    def __init__(self, configured: config.Backend) -> None:
-        """Raises ValueError and OSError for what cannot be used: certificates, for the most part."""
+    def __init__(self, configured: config.Backend, *, observer: Observer | None = None) -> None:
+        """observer: of the associations with it. Raises ValueError and OSError for what cannot be used:
+        certificates, for the most part."""
         options, target = configured.options, configured.target
         assert isinstance(options, DicomScuOptions)
         assert target is not None
@@ -89,6 +91,7 @@ class DicomSCU:
                 write_s=self.timeout_s,
             ),
             response_s=self.timeout_s,
+            observer=observer,
         )
         self._receiver = GetReceiver()
         self.pool = AssociationPool(

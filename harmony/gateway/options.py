@@ -382,6 +382,7 @@ SUPPORTED = frozenset(
     {
         (Role.ENDPOINT, "dicom_scp"),
         (Role.ENDPOINT, "jmix"),
+        (Role.ENDPOINT, "management"),
         (Role.BACKEND, "dicom_scu"),
         (Role.BACKEND, "jmix_backend"),
         (Role.BACKEND, "storage"),

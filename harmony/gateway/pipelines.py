@@ -16,6 +16,7 @@ import msgspec
 
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
+from harmony.dimse.observer import Observer
 from harmony.gateway import config
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
@@ -25,6 +26,7 @@ from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
+from harmony.gateway.management import Management, serves_management
 from harmony.gateway.options import (
     DicomScpOptions,
     DicomScuOptions,
@@ -61,12 +63,14 @@ class Assembly:
     """By network name."""
     http: list[tuple[str, Listener]] = field(default_factory=list)
     """Network name and address of each HTTP listener."""
+    management: Management | None = None
+    """None: nobody can ask, so nothing is counted."""
 
 
 class _Assembler:
     def __init__(self, loaded: LoadedConfig) -> None:
         self.config = loaded
-        self.assembly = Assembly()
+        self.assembly = Assembly(management=Management(loaded) if serves_management(loaded) else None)
         self._scps: dict[Listener, list[DicomSCP]] = {}
         self._pacses: dict[str, DicomSCU] = {}
         """By the name of their table."""
@@ -79,6 +83,10 @@ class _Assembler:
             self._add(pipeline)
         for listener, scps in self._scps.items():
             self.assembly.dicom.append(DicomListener(listener, scps))
+        if self.assembly.management is not None:
+            for dicom in self.assembly.dicom:
+                self.assembly.management.metrics.add_acceptor(str(dicom.address), dicom.server.acceptor)
+            self.assembly.management.add_routes(self.assembly.routers)
         for network in self.config.http_networks():
             if network.http is not None:
                 self.assembly.http.append((network.name, network.http))
@@ -95,9 +103,15 @@ class _Assembler:
                     backend = self._behind_scp(pipeline, endpoint.options)
                 _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
-                    self._scps.setdefault(listener, []).append(DicomSCP(endpoint, backend))
+                    self._scps.setdefault(listener, []).append(
+                        DicomSCP(endpoint, backend, self._observer(endpoint))
+                    )
             elif isinstance(endpoint.options, JmixEndpointOptions):
-                self._add_jmix(endpoint, endpoint.options)
+                self._add_jmix(pipeline, endpoint, endpoint.options)
+
+    def _observer(self, table: Endpoint | config.Backend) -> Observer | None:
+        management = self.assembly.management
+        return management.observer(table) if management is not None else None
 
     def _behind_scp(self, pipeline: Pipeline, options: DicomScpOptions) -> Backend:
         """What a pipeline does with what its DICOM endpoints receive and are asked."""
@@ -108,6 +122,9 @@ class _Assembler:
             options = msgspec.structs.replace(options, storage_dir=configured.options.root / OBJECT_FOLDER)
         archive = self._archive(options)
         builder = next((each for each in pipeline.left if isinstance(each.options, JmixBuilderOptions)), None)
+        management = self.assembly.management
+        if management is not None:
+            management.watch_archive(pipeline.name, archive)
         if builder is None:
             self.assembly.backends.append(archive)
             return archive
@@ -128,6 +145,8 @@ class _Assembler:
             window=options.max_operations,
             fsync=options.durability == "fsync",
         )
+        if management is not None:
+            management.watch_builder(pipeline.name, builder.name, packing)
         self.assembly.backends.append(packing)
         return packing
 
@@ -135,7 +154,7 @@ class _Assembler:
         """One for all who name the same table: its limits are about what the PACS gets from all of them."""
         if configured.name not in self._pacses:
             try:
-                pacs = DicomSCU(configured)
+                pacs = DicomSCU(configured, observer=self._observer(configured))
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
             self._pacses[configured.name] = pacs
@@ -158,7 +177,7 @@ class _Assembler:
             self.assembly.indexes[place] = ArchiveIndex(place, durable=place in self._durable_indexes)
         return self.assembly.indexes[place]
 
-    def _add_jmix(self, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
+    def _add_jmix(self, pipeline: Pipeline, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
         envelopes = self._envelopes(options.store_dir)
         studies = StudyEnvelopes(
             list(self._archives()),
@@ -166,6 +185,8 @@ class _Assembler:
             skip_hashing=bool(options.skip_hashing),
             skip_listing=bool(options.skip_listing),
         )
+        if self.assembly.management is not None:
+            self.assembly.management.watch_studies(pipeline.name, endpoint.name, studies)
         jmix = JmixEndpoint(endpoint, envelopes, studies)
         for network in endpoint.networks:
             try:

@@ -21,6 +21,7 @@ from harmony.dicom.json_model import DataSetError, Model, decode_data_set, encod
 from harmony.dicom.transcode import transcode
 from harmony.dimse.command import CFindRQ, CGetRQ, CMoveRQ
 from harmony.dimse.information_model import PATIENT_ROOT, PATIENT_STUDY_ONLY, STUDY_ROOT, InformationModel
+from harmony.dimse.observer import Observer
 from harmony.dimse.operation import Operation
 from harmony.dimse.peer import Peer
 from harmony.dimse.query import find_handler
@@ -47,7 +48,10 @@ MAXIMUM_UIDS = 65536
 class QueryRetrieve:
     """What one endpoint performs."""
 
-    def __init__(self, backend: Backend, options: DicomScpOptions) -> None:
+    def __init__(
+        self, backend: Backend, options: DicomScpOptions, *, observer: Observer | None = None
+    ) -> None:
+        """observer: of the associations with C-MOVE destinations."""
         self._backend = backend
         self._options = options
         self._destinations = {
@@ -62,6 +66,7 @@ class QueryRetrieve:
                     write_s=options.pdu_timeout_secs,
                     release_s=options.association_timeout_secs,
                 ),
+                observer=observer,
             )
             for title, (ae_title, host, port) in options.move_destinations().items()
         }

@@ -102,9 +102,6 @@ def test_wrong_arguments(arguments, capsys):
 UNSUPPORTED = """
 [proxy]
 id = "test"
-[management]
-enabled = true
-network = "n"
 [network.n.http]
 force_https = true
 [pipelines.p]
@@ -139,7 +136,6 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
     loaded = load(path, env={})  # it loads
     found = [f"[{each.table}] {each.key} {each.message}" for each in unsupported(loaded)]
     assert found == [
-        "[management] enabled is true; the management API is not available in this version",
         "[network.n] http.force_https is true, which is not available in this version",
         "[pipelines.p] backends lists 2 names; more than one backend is not available in this version",
         '[endpoints.e] service is "dicomweb", which is not available in this version',
@@ -151,7 +147,7 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
     ]
     assert main(["-c", str(path), "--check"]) == 2
     assert capsys.readouterr().err.startswith(
-        f"9 errors in the configuration:\n  {path}:4: [management] enabled: "
+        f"8 errors in the configuration:\n  {path}: [network.n] http.force_https: "
     )
 
 

@@ -1,0 +1,106 @@
+"""Metrics that must be looked up: what waits in an outbox, what is free on a disk, what an archive holds.
+
+Each function makes a `metrics.Source`. All of them block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from harmony.archive.files import FileStore
+from harmony.archive.indexing import ArchiveIndex
+from harmony.gateway.metrics import Source
+from harmony.jmix.outbox import Outbox
+
+__all__ = ["archive_source", "envelope_source", "outbox_source", "storage_source"]
+
+
+def outbox_source(pipeline: str, outbox: Callable[[], Outbox | None]) -> Source:
+    """outbox: the outbox while it is open."""
+
+    def ask() -> Iterator[Metric]:
+        opened = outbox()
+        if opened is None:
+            return
+        deliveries = GaugeMetricFamily(
+            "harmony_outbox_deliveries",
+            "Envelopes by state; delivered ones are forgotten after 30 days.",
+            labels=["pipeline", "state"],
+        )
+        for state, count in opened.counts().items():
+            deliveries.add_metric([pipeline, state.value], count)
+        yield deliveries
+        since = opened.waiting_since()
+        age = GaugeMetricFamily(
+            "harmony_outbox_oldest_waiting_seconds",
+            "Age of the oldest envelope that is pending or in progress, 0 when there is none.",
+            labels=["pipeline"],
+        )
+        age.add_metric([pipeline], 0.0 if since is None else max(0.0, time.time() - since))
+        yield age
+
+    return ask
+
+
+def envelope_source(pipeline: str, component: str, built_count: Callable[[], int]) -> Source:
+    """component: the name of the middleware, or of the endpoint whose `prime` makes envelopes."""
+
+    def ask() -> Iterator[Metric]:
+        built = CounterMetricFamily(
+            "harmony_envelopes_built",
+            "JMIX envelopes built, by a jmix_builder or by a jmix endpoint (prime).",
+            labels=["pipeline", "component"],
+        )
+        built.add_metric([pipeline, component], built_count())
+        yield built
+
+    return ask
+
+
+def storage_source(pipeline: str, files: FileStore) -> Source:
+    """The file system under the storage folder of a pipeline's DICOM endpoints."""
+
+    def ask() -> Iterator[Metric]:
+        free_bytes, size_bytes = files.folder.free_space()
+        free = GaugeMetricFamily(
+            "harmony_storage_free_bytes", "Free in the file system of received objects.", labels=["pipeline"]
+        )
+        free.add_metric([pipeline], free_bytes)
+        yield free
+        size = GaugeMetricFamily(
+            "harmony_storage_size_bytes", "Size of that file system.", labels=["pipeline"]
+        )
+        size.add_metric([pipeline], size_bytes)
+        yield size
+
+    return ask
+
+
+def archive_source(pipeline: str, index: ArchiveIndex) -> Source:
+    """The index over the received objects."""
+
+    def ask() -> Iterator[Metric]:
+        progress = index.progress()
+        if progress is None:
+            return
+        found, waiting = progress
+        entities = GaugeMetricFamily(
+            "harmony_archive_entities", "What the archive's index holds.", labels=["pipeline", "level"]
+        )
+        entities.add_metric([pipeline, "patient"], found.patients)
+        entities.add_metric([pipeline, "study"], found.studies)
+        entities.add_metric([pipeline, "series"], found.series)
+        entities.add_metric([pipeline, "instance"], found.instances)
+        yield entities
+        backlog = GaugeMetricFamily(
+            "harmony_archive_index_backlog",
+            "Objects received that are not in the index yet.",
+            labels=["pipeline"],
+        )
+        backlog.add_metric([pipeline], waiting)
+        yield backlog
+
+    return ask
