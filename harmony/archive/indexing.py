@@ -126,8 +126,16 @@ class ArchiveIndex:
         try:
             log = PendingLog(self.directory)
             if index.state is not IndexState.CURRENT:
-                logger.info("%s: %s; comparing it with the files", self.directory, index.state.value)
-                compare(index, self.root, report)
+                progress = compare(index, self.root, report)
+                if progress.files or progress.removed:
+                    logger.info(
+                        "%s: %s; compared with %d files: %d indexed, %d removed",
+                        self.directory,
+                        index.state.value,
+                        progress.files,
+                        progress.indexed,
+                        progress.removed,
+                    )
             else:
                 for start in range(0, len(log.found), comparison.BATCH):
                     index_paths(index, self.root, log.found[start : start + comparison.BATCH], Progress())
