@@ -93,14 +93,18 @@ class MoveReceiver:
         """Moves that wait."""
         return len(self._waiting)
 
-    def open_sink(self, request: StoreRequest) -> Sink:
-        """The sink for one C-STORE: give this to `Services.store`."""
+    def open_sink(self, request: StoreRequest, *, unmatched: OpenSink | None = None) -> Sink:
+        """The sink for one C-STORE: give this to `Services.store`.
+
+        unmatched: instead of the receiver's own, where several servers share it.
+        """
         expectation = self._match(request)
         if expectation is not None:
             return expectation.open(request)
-        if self._unmatched is None:
+        unmatched = unmatched or self._unmatched
+        if unmatched is None:
             raise DimseError(Status.NOT_AUTHORIZED, "no retrieve waits for this instance")
-        return self._unmatched(request)
+        return unmatched(request)
 
     @contextmanager
     def expect(

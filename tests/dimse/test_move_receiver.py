@@ -79,6 +79,11 @@ def test_without_a_place_for_them_others_are_refused():
     assert caught.value.status == 0x0124
 
 
+def test_each_server_may_have_its_own_place_for_others(moves):
+    assert moves.open_sink(request("US", 1), unmatched=lambda request: "elsewhere") == "A"
+    assert moves.open_sink(request("US", 4), unmatched=lambda request: "elsewhere") == "elsewhere"
+
+
 def test_a_message_id_has_one_move():
     receiver = MoveReceiver()
     with (
