@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from harmony.archive.levels import Level
@@ -27,22 +28,25 @@ from harmony.dicom.json_model import DataSetError, Model, ModelError, decode_dat
 from harmony.dimse.cancellation import CANCEL_S, OperationInterrupted
 from harmony.dimse.command import PRIORITY_MEDIUM
 from harmony.dimse.information_model import Proposal
+from harmony.dimse.move_receiver import MoveReceiver, OpenSink
 from harmony.dimse.observer import Observer
 from harmony.dimse.operation import StoreRequest
 from harmony.dimse.peer import Peer
 from harmony.dimse.pool import AssociationPool
 from harmony.dimse.query import Match
-from harmony.dimse.retrieve import GetReceiver, RetrieveFailed, RetrieveResult, get
+from harmony.dimse.retrieve import GetReceiver, RetrieveResult, get, move
 from harmony.dimse.retrieve_scp import Selection, Unavailable
 from harmony.dimse.scu import SCU, Instance, NoPresentationContext
 from harmony.dimse.sink import AsyncSink, DataStream, Sink
-from harmony.dimse.status import DimseError, Outcome, Status, StatusClass, classify
+from harmony.dimse.status import DimseError, Outcome, Status
 from harmony.dimse.sub_operations import Counters
 from harmony.gateway import config, identifiers, storage_contexts
 from harmony.gateway.arrivals import Arrivals
 from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.options import DicomScuOptions
+from harmony.gateway.retrieval import Progress, arriving
 from harmony.gateway.storage_contexts import Pair
+from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.survey import Survey, survey
 from harmony.gateway.tls import client_context
 from harmony.ul.association import Association
@@ -53,6 +57,9 @@ __all__ = ["DicomSCU"]
 
 logger = logging.getLogger("harmony.gateway")
 
+MOVE_RESPONSE_S: Final = 300.0
+"""For a response to a C-MOVE to somebody else, however short timeout_secs is."""
+
 UPLOADED_PAIRS: Final = 64
 """SOP classes with transfer syntaxes of single uploads that are proposed together, so that they share associations."""
 
@@ -60,9 +67,18 @@ UPLOADED_PAIRS: Final = 64
 class DicomSCU:
     """One PACS. A `harmony.gateway.backend.Backend`."""
 
-    def __init__(self, configured: config.Backend, *, observer: Observer | None = None) -> None:
-        """observer: of the associations with it. Raises ValueError and OSError for what cannot be used:
-        certificates, for the most part."""
+    def __init__(
+        self,
+        configured: config.Backend,
+        receivers: StoreReceivers | None = None,
+        *,
+        observer: Observer | None = None,
+    ) -> None:
+        """receivers: those of the gateway, which backends with the same incoming_store_port share. observer: of the
+        associations with the PACS that are opened here.
+
+        Raises ValueError and OSError for what cannot be used: certificates, for the most part.
+        """
         options, target = configured.options, configured.target
         assert isinstance(options, DicomScuOptions)
         assert target is not None
@@ -93,6 +109,8 @@ class DicomSCU:
             response_s=self.timeout_s,
             observer=observer,
         )
+        self._receivers = receivers or StoreReceivers()
+        self._listening = AsyncExitStack()  # from start to stop
         self._receiver = GetReceiver()
         self.pool = AssociationPool(
             self.peer,
@@ -116,12 +134,29 @@ class DicomSCU:
         return True
 
     async def start(self) -> None:
-        """Nothing is opened: a PACS that is down now may be up when it is needed."""
+        """A PACS that is down now may be up when it is needed. Raises OSError when incoming_store_port cannot be
+        listened on."""
+        options = self.options
+        if options.dimse_retrieve_mode == "move":
+            self._receivers.check(options.incoming_store_port, self.local_aet)
+            if options.persistent_store_scp:
+                await self._listening.enter_async_context(self._incoming())
 
     async def stop(self, grace_s: float) -> None:
         await self.pool.close(grace_s)
         if self._retrieves:
             await asyncio.wait(self._retrieves)
+        await self._listening.aclose()
+
+    def _incoming(self) -> AbstractAsyncContextManager[MoveReceiver]:
+        options = self.options
+        return self._receivers.listening(
+            options.incoming_store_address,
+            options.incoming_store_port,
+            self.local_aet,
+            maximum_length=options.max_pdu,
+            timeouts=self.peer.timeouts,
+        )
 
     async def echo(self) -> None:
         """C-ECHO. Raises DimseError and AssociationError."""
@@ -179,17 +214,25 @@ class DicomSCU:
                 return _nothing()
         keys = surveyed.complete(retrieve.keys, patient_root=retrieve.patient_root)
         retrieve = replace(retrieve, keys=keys)
-        arrivals, progress = Arrivals(), _Progress()
+        arrivals, progress = Arrivals(), Progress()
         if retrieve.accepted is not None:
             pairs = storage_contexts.with_native(retrieve.accepted)
         elif surveyed.sop_classes:
             pairs = storage_contexts.known_pairs(surveyed.sop_classes, surveyed.transfer_syntaxes)
         else:
             pairs = storage_contexts.all_pairs()
+        if self.options.dimse_retrieve_mode == "get":
+            perform = partial(self._get, retrieve, pairs, arrivals, progress)
+        else:
+            perform = partial(self._move_here, retrieve, arrivals, progress)
         expected = surveyed.sop_instance_uids
         return Selection(
-            self._instances(
-                lambda: self._get(retrieve, pairs, arrivals, progress), arrivals, expected and dict(expected)
+            arriving(
+                perform,
+                arrivals,
+                expected=expected,
+                tasks=self._retrieves,
+                name=f"retrieve from {self.name}",
             ),
             sop_instance_uids=expected,
             total=surveyed.total,
@@ -197,50 +240,12 @@ class DicomSCU:
             contexts=[(uid, syntax) for uid in surveyed.sop_classes for syntax in storage_contexts.NATIVE],
         )
 
-    async def _instances(
-        self,
-        perform: Callable[[], Awaitable[RetrieveResult]],
-        arrivals: Arrivals,
-        missing: dict[str, None] | None,
-    ) -> AsyncGenerator[Instance | Unavailable, None]:
-        """What arrives, then what did not. missing: the UIDs that are expected, when known."""
-
-        async def run() -> RetrieveResult:
-            try:
-                return await perform()
-            finally:
-                arrivals.end()
-
-        retrieving = asyncio.create_task(run(), name=f"retrieve from {self.name}")
-        self._retrieves.add(retrieving)
-        retrieving.add_done_callback(self._retrieves.discard)
-        try:
-            async for instance in arrivals:
-                if missing is not None:
-                    missing.pop(instance.sop_instance_uid, None)
-                yield instance
-            try:
-                result = await retrieving
-            except RetrieveFailed as failed:
-                if not arrivals.handed_over:
-                    raise
-                result = failed.result
-            for uid in _unavailable(result, missing):
-                yield Unavailable(uid)
-        finally:
-            arrivals.close()
-            retrieving.cancel()
-            await asyncio.wait([retrieving])
-            if not retrieving.cancelled():
-                retrieving.exception()  # counts as seen: nobody is interested any more
-
     async def _get(
-        self, retrieve: Retrieve, pairs: list[Pair], arrivals: Arrivals, progress: _Progress
+        self, retrieve: Retrieve, pairs: list[Pair], arrivals: Arrivals, progress: Progress
     ) -> RetrieveResult:
         level = identifiers.retrieve_level(retrieve.keys)
-        classes = [
-            model.get for model in identifiers.retrieve_models(level, patient_root=retrieve.patient_root)
-        ]
+        models = identifiers.retrieve_models(level, patient_root=retrieve.patient_root)
+        classes = [model.get for model in models]
         proposal = storage_contexts.propose_retrieval(classes, pairs, relational=self.options.relational)
 
         async def perform(scu: SCU) -> RetrieveResult:
@@ -253,14 +258,68 @@ class DicomSCU:
                 priority=retrieve.priority,
                 cancel_s=self._cancel_s,
             ) as retrieval:
-                async for counters in retrieval:
-                    progress.counters = counters
-                return retrieval.result
+                return await progress.follow(retrieval)
 
         try:
             return await self.pool.run(perform, proposal=proposal)
         except NoPresentationContext as error:
             raise self._no_model("C-GET", level, error) from error
+
+    async def _move_here(self, retrieve: Retrieve, arrivals: Arrivals, progress: Progress) -> RetrieveResult:
+        async with self._incoming() as moves:
+            return await self._move(
+                retrieve,
+                self.local_aet,
+                progress,
+                receiver=moves,
+                open_sink=arrivals.open_sink,
+                response_s=self.timeout_s,
+            )
+
+    async def move_to(self, retrieve: Retrieve, destination: str) -> RetrieveResult:
+        """C-MOVE to an application entity that the PACS knows by this title; nothing comes here.
+
+        Raises RetrieveFailed for a failure, AssociationError, and ValueError for our own title: that is `retrieve`.
+        """
+        if destination == self.local_aet:
+            raise ValueError(f"{destination} is our own AE title, must be that of somebody else")
+        if identifiers.is_empty(retrieve.keys):
+            return RetrieveResult(Status.SUCCESS, Counters(None, 0, 0, 0))
+        # Nothing is heard of sub-operations elsewhere, and Pending responses are optional (PS3.4 §C.4.2.2.2).
+        response_s = max(self.timeout_s, MOVE_RESPONSE_S)
+        return await self._move(retrieve, destination, Progress(), response_s=response_s)
+
+    async def _move(
+        self,
+        retrieve: Retrieve,
+        destination: str,
+        progress: Progress,
+        *,
+        response_s: float,
+        receiver: MoveReceiver | None = None,
+        open_sink: OpenSink | None = None,
+    ) -> RetrieveResult:
+        level = identifiers.retrieve_level(retrieve.keys)
+        models = identifiers.retrieve_models(level, patient_root=retrieve.patient_root)
+
+        async def perform(scu: SCU) -> RetrieveResult:
+            async with move(
+                scu,
+                [model.move for model in models],
+                identifiers.retrieve_identifier(retrieve.keys),
+                destination,
+                receiver=receiver,
+                open_sink=open_sink,
+                priority=retrieve.priority,
+                response_s=response_s,
+                cancel_s=self._cancel_s,
+            ) as retrieval:
+                return await progress.follow(retrieval)
+
+        try:
+            return await self.pool.run(perform)
+        except NoPresentationContext as error:
+            raise self._no_model("C-MOVE", level, error) from error
 
     # Storing
 
@@ -337,21 +396,6 @@ class DicomSCU:
         pass
 
 
-class _Progress:
-    """How far a retrieve is, as the PACS says in its Pending responses."""
-
-    def __init__(self) -> None:
-        self.counters = Counters(None, None, None, None)
-
-    def total(self) -> int | None:
-        counters = self.counters
-        if counters.remaining is None:
-            return None
-        return counters.remaining + sum(
-            count or 0 for count in (counters.completed, counters.failed, counters.warning)
-        )
-
-
 class _Once:
     """The data of an instance to be stored, which may be there only once.
 
@@ -404,17 +448,3 @@ def _nothing() -> Selection:
         yield
 
     return Selection(instances(), sop_instance_uids=(), total=0)
-
-
-def _unavailable(result: RetrieveResult, missing: dict[str, None] | None) -> list[str]:
-    """The instances that are known not to have come. Raises DimseError when some have not, and nobody knows which."""
-    uids = [*dict.fromkeys((*result.failed_sop_instance_uids, *(missing or ())))]
-    failed = result.counters.failed or 0
-    if not uids and classify(result.status) is StatusClass.FAILURE:
-        raise RetrieveFailed(result)
-    if not uids and failed:
-        raise DimseError(
-            Status.OUT_OF_RESOURCES_UNABLE_TO_PERFORM_SUB_OPERATIONS,
-            f"{failed} sub-operations failed at the PACS",
-        )
-    return uids

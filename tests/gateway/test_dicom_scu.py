@@ -7,6 +7,7 @@ import contextlib
 import ssl
 import subprocess
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ from harmony.dimse import (
 )
 from harmony.dimse.command import CEchoRQ
 from harmony.dimse.information_model import PATIENT_ROOT, PATIENT_STUDY_ONLY, STUDY_ROOT
+from harmony.dimse.peer import Peer
 from harmony.dimse.query import find_handler
+from harmony.dimse.retrieve import RetrieveFailed
 from harmony.dimse.retrieve_scp import Selection, Unavailable, get_handler, move_handler
 from harmony.dimse.sink import BytesSink
 from harmony.dimse.source import FileSource
@@ -39,6 +42,7 @@ from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.config import Backend, Origin, Target
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.options import DicomScuOptions
+from harmony.gateway.store_receiver import StoreReceivers
 from harmony.ul import AssociationError, ConnectFailed, DeadlineExceeded
 from harmony.ul.negotiation import propose_contexts
 
@@ -83,7 +87,7 @@ class Pacs:
     before: dict = field(default_factory=dict)
     on_find: object = None
     extra: list = field(default_factory=list)
-    tells_total: bool = True
+    tells_progress: bool = True
     store_outcome: object = lambda request: Outcome(0)
     storage_syntaxes: object = None
     destinations: dict = field(default_factory=dict)
@@ -103,15 +107,14 @@ class Pacs:
 
     def services(self):
         services = Services()
+        pending = {"pending_instances": 1} if self.tells_progress else {"pending_s": 1000.0}
         services.operation(CEchoRQ, [VERIFICATION], lambda operation: self.echo_outcome)
         services.operation(CFindRQ, [model.find for model in self.models], find_handler(self.find))
-        services.operation(
-            CGetRQ, [model.get for model in self.models], get_handler(self.select, pending_instances=1)
-        )
+        services.operation(CGetRQ, [model.get for model in self.models], get_handler(self.select, **pending))
         services.operation(
             CMoveRQ,
             [model.move for model in self.models],
-            move_handler(self.select, lambda title, _: self.destinations.get(title), pending_instances=1),
+            move_handler(self.select, lambda title, _: self.destinations.get(title), **pending),
         )
         services.store_as_scu()
         services.store(self.open_sink, transfer_syntaxes=self.storage_syntaxes)
@@ -195,7 +198,7 @@ class Pacs:
         uids = [each.sop_instance_uid for each in chosen]
         return Selection(
             instances(),
-            sop_instance_uids=uids if self.tells_total else None,
+            sop_instance_uids=uids,
             contexts=[
                 (each.sop_class_uid, each.transfer_syntax_uid)
                 for each in chosen
@@ -235,11 +238,20 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 ORIGIN = Origin(Path("config.toml"), "backends.pacs")
 
 
-def configured(port, *, timeout_s=PATIENCE_S, tls=False, ca_cert_path=None, host="127.0.0.1", **options):
+def configured(
+    port,
+    *,
+    timeout_s=PATIENCE_S,
+    tls=False,
+    ca_cert_path=None,
+    host="127.0.0.1",
+    local_aet="HARMONY",
+    **options,
+):
     return Backend(
         name="pacs",
         service="dicom_scu",
-        options=DicomScuOptions(aet="PACS", local_aet="HARMONY", **options),
+        options=DicomScuOptions(aet="PACS", local_aet=local_aet, **options),
         target=Target(host, port, "dicom", "", tls, ca_cert_path, timeout_s, 3),
         authentication=None,
         origin=ORIGIN,
@@ -765,6 +777,20 @@ async def test_a_failure_after_something_came(pacs, reaching):
             await anext(instances)
 
 
+async def test_a_pacs_that_cancels_unasked(pacs, reaching):
+    async def cancel(operation):
+        operation.cancelled.set()
+
+    pacs.before[1] = cancel
+    async with reaching(pacs) as backend:
+        keys = UniqueKeys(study_instance_uids=["1.1"])
+        taking = Retrieve(Level.STUDY, keys, accepted=((CT, EXPLICIT), (MR, EXPLICIT)))
+        instances = (await backend.retrieve(taking)).instances
+        await read(await anext(instances))
+        with pytest.raises(RetrieveFailed, match="0xFE00"):
+            await anext(instances)
+
+
 async def test_less_comes_than_was_found(pacs, reaching):
     removed = pacs.images[1]
 
@@ -966,3 +992,377 @@ async def test_the_source_of_an_instance_is_closed_in_any_case(free_port, tmp_pa
     with pytest.raises(OSError, match="Bad file descriptor"):
         source.read_into([memoryview(bytearray(1))])
     await backend.stop(0.0)
+
+
+# C-MOVE
+
+
+@pytest.fixture
+def moving(reaching, free_port, pacs):
+    """async with moving(option=...) as backend: it retrieves by C-MOVE; the PACS knows where it is."""
+
+    @contextlib.asynccontextmanager
+    async def start(**options):
+        pacs.destinations["HARMONY"] = Peer("127.0.0.1", free_port, "HARMONY")
+        incoming = {"incoming_store_address": "127.0.0.1", "incoming_store_port": free_port}
+        async with reaching(pacs, dimse_retrieve_mode="move", **(incoming | options)) as backend:
+            yield backend
+
+    return start
+
+
+async def listens(port):
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        await writer.wait_closed()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("case", ["patient", "study", "image"])
+async def test_move_to_ourselves(pacs, moving, free_port, case, persistent):
+    level, given, uids = GET_CASES[case]
+    async with moving(persistent_store_scp=persistent) as backend:
+        assert await listens(free_port) == persistent
+        selection = await backend.retrieve(Retrieve(level, UniqueKeys(**given)))
+        assert selection.total == len(uids)
+        assert await fetched(selection) == expected(pacs, *uids)
+        assert await listens(free_port) == persistent
+        selection = await backend.retrieve(Retrieve(level, UniqueKeys(study_instance_uids=["9"])))
+        assert await fetched(selection) == {}
+        accepted = Retrieve(level, UniqueKeys(**given), accepted=())
+        assert await fetched(await backend.retrieve(accepted)) == expected(pacs, *uids)
+    assert not await listens(free_port)
+    assert pacs.models_asked("get") == []
+    await until(lambda: pacs.open_associations == 0)
+
+
+async def test_moves_at_the_same_time_are_not_mixed(pacs, moving):
+    """One patient each; both begin at once and take turns, and a third is left early."""
+    pacs.images = [
+        image(f"P{patient}", f"1.{patient}", f"1.{patient}.1", number, size=300_000)
+        for patient in range(1, 4)
+        for number in range(1, 6)
+    ]
+    async with moving() as backend:
+        selections = [
+            await backend.retrieve(Retrieve(Level.PATIENT, UniqueKeys(patient_ids=[f"P{patient}"])))
+            for patient in range(1, 4)
+        ]
+        await anext(selections[2].instances)
+        await selections[2].instances.aclose()
+        found = {}, {}
+        for _ in range(5):
+            for number in range(2):
+                instance = await anext(selections[number].instances)
+                found[number][instance.sop_instance_uid] = await read(instance)
+        for number in range(2):
+            assert await anext(selections[number].instances, None) is None
+            assert found[number] == expected(
+                pacs, *(each.sop_instance_uid for each in pacs.images[5 * number : 5 * number + 5])
+            )
+
+
+async def test_backends_with_the_same_port(pacs, free_port):
+    receivers = StoreReceivers()
+    incoming = {
+        "dimse_retrieve_mode": "move",
+        "incoming_store_address": "127.0.0.1",
+        "incoming_store_port": free_port,
+    }
+    pacs.destinations["HARMONY"] = pacs.destinations["OTHER"] = None
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        serve(pacs.services(), port=0) as first,
+        serve(pacs.services(), port=0) as second,
+    ):
+        backends = [
+            DicomSCU(configured(first.port, **incoming), receivers),
+            DicomSCU(configured(second.port, **incoming), receivers),
+            DicomSCU(configured(second.port, local_aet="OTHER", **incoming), receivers),
+        ]
+        for backend in backends:
+            await backend.start()
+            title = backend.local_aet
+            pacs.destinations[title] = Peer("127.0.0.1", free_port, title)
+        uids = ["1.1", "1.2", "1.3"]
+        selections = [
+            await backend.retrieve(Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=[uid])))
+            for backend, uid in zip(backends, uids, strict=True)
+        ]
+        results = await asyncio.gather(*map(fetched, selections))
+        assert [sorted(found) for found in results] == [
+            ["1.1.1.1", "1.1.1.2", "1.1.2.1"],
+            ["1.2.1.1"],
+            ["1.3.1.1"],
+        ]
+        assert receivers.addresses == []
+        for backend in backends:
+            await backend.stop(0.0)
+
+
+async def test_a_port_that_is_taken(pacs, moving, free_port):
+    async with (
+        serve(Services(), port=free_port),
+        moving() as backend,
+    ):
+        selection = await backend.retrieve(Retrieve(Level.PATIENT, UniqueKeys(patient_ids=["P1"])))
+        with pytest.raises(OSError, match=f"incoming_store_port {free_port} cannot be listened on"):
+            await fetched(selection)
+        with pytest.raises(OSError, match="incoming_store_port"):
+            async with moving(persistent_store_scp=True):
+                pass
+
+
+async def test_a_port_on_which_an_endpoint_listens(pacs, moving, free_port, reaching):
+    receivers, stored = StoreReceivers(), {}
+
+    def endpoint_store(request):
+        def complete(data):
+            stored[request.affected_sop_instance_uid] = data
+            return Outcome(0)
+
+        return BytesSink(complete)
+
+    services = Services()
+    services.store(receivers.open_sink(endpoint_store))
+    receivers.provided_by(free_port, frozenset({"HARMONY"}))
+    pacs.destinations["HARMONY"] = Peer("127.0.0.1", free_port, "HARMONY")
+    options = {"dimse_retrieve_mode": "move", "incoming_store_port": free_port, "persistent_store_scp": True}
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        serve(pacs.services(), port=0) as server,
+        serve(services, ae_title="HARMONY", port=free_port),
+        associate(
+            "127.0.0.1",
+            free_port,
+            called_ae_title="HARMONY",
+            contexts=propose_contexts([(CT, [EXPLICIT])]),
+        ) as modality,
+    ):
+        backend = DicomSCU(configured(server.port, **options), receivers)
+        await backend.start()
+        selection = await backend.retrieve(Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=["1.1"])))
+        first = await anext(selection.instances)
+        await modality.store(image("P7", "1.7", "1.7.1", 1))
+        found = {first.sop_instance_uid: await read(first)} | await fetched(selection)
+        assert found == expected(pacs, "1.1.1.1", "1.1.1.2", "1.1.2.1")
+        assert sorted(stored) == ["1.7.1.1"]
+        await backend.stop(0.0)
+        other = DicomSCU(configured(server.port, local_aet="OTHER", **options), receivers)
+        with pytest.raises(OSError, match="AE title HARMONY; local_aet is OTHER"):
+            await other.start()
+        await other.stop(0.0)
+
+
+async def test_what_nobody_waits_for_is_refused(pacs, moving, free_port):
+    async with (
+        moving(persistent_store_scp=True),
+        associate(
+            "127.0.0.1",
+            free_port,
+            called_ae_title="HARMONY",
+            contexts=propose_contexts([(CT, [EXPLICIT])]),
+        ) as modality,
+    ):
+        with pytest.raises(DimseError, match="no retrieve waits"):
+            await modality.store(pacs.images[0])
+
+
+async def test_move_to_somebody_else(pacs, reaching):
+    there = Pacs()
+    async with serve(there.services(), port=0) as third, reaching(pacs) as backend:
+        pacs.destinations["THIRD"] = Peer("127.0.0.1", third.port, "THIRD")
+        retrieve = Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=["1.1"]), priority=1)
+        result = await backend.move_to(retrieve, "THIRD")
+        assert (result.status, result.counters.completed) == (0, 3)
+        there.store_outcome = lambda request: Outcome(0xA700)
+        with pytest.raises(RetrieveFailed) as caught:
+            await backend.move_to(retrieve, "THIRD")
+        assert caught.value.result.counters.failed == 3
+        with pytest.raises(DimseError, match="0xA801"):
+            await backend.move_to(retrieve, "NOBODY")
+        with pytest.raises(ValueError, match="our own AE title"):
+            await backend.move_to(retrieve, "HARMONY")
+        nothing = Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=[]))
+        assert (await backend.move_to(nothing, "THIRD")).counters.completed == 0
+    assert sorted(there.stored) == ["1.1.1.1", "1.1.1.2", "1.1.2.1"]
+
+
+# Leaving early, and losing the PACS
+
+
+@pytest.fixture(params=["get", "move"])
+def retrieving(request, reaching, moving, pacs):
+    """async with retrieving(option=...) as backend, for C-GET and C-MOVE; 20 instances of 100 kB."""
+    pacs.images = [image("P1", "1.1", "1.1.1", number, size=100_000) for number in range(1, 21)]
+    return partial(reaching, pacs) if request.param == "get" else moving
+
+
+STUDY_11 = Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=["1.1"]))
+
+
+def retrieve_tasks():
+    return sum("retrieve" in task.get_name() for task in asyncio.all_tasks())
+
+
+async def test_leaving_after_each_instance(pacs, retrieving):
+    async with retrieving() as backend:
+        for count in range(4):
+            selection = await backend.retrieve(STUDY_11)
+            for _ in range(count):
+                await read(await anext(selection.instances))
+            assert retrieve_tasks() == (1 if count else 0)
+            await selection.instances.aclose()
+            assert (backend.pool.lent, retrieve_tasks()) == (0, 0)
+        await backend.echo()
+
+
+async def test_leaving_in_the_middle_of_an_instance(pacs, retrieving):
+    pacs.images = [image("P1", "1.1", "1.1.1", number, size=5_000_000) for number in range(1, 5)]
+    async with retrieving() as backend:
+        selection = await backend.retrieve(STUDY_11)
+        instance = await anext(selection.instances)
+        await anext(instance.data)
+        await selection.instances.aclose()
+        assert backend.pool.lent == 0
+        with pytest.raises(ValueError, match="left behind"):
+            await anext(instance.data)
+        assert await fetched(await backend.retrieve(STUDY_11)) == {
+            each.sop_instance_uid: each.data for each in pacs.images
+        }
+
+
+async def test_an_instance_may_be_left_unread(pacs, retrieving):
+    pacs.images = [image("P1", "1.1", "1.1.1", number, size=5_000_000) for number in range(1, 4)]
+    async with retrieving() as backend:
+        selection = await backend.retrieve(STUDY_11)
+        seen = []
+        async for instance in selection.instances:
+            seen.append(instance.sop_instance_uid)
+        assert seen == [each.sop_instance_uid for each in pacs.images]
+
+
+@pytest.mark.parametrize("steps", range(0, 200, 4))
+async def test_a_consumer_that_is_cancelled_at_any_step(pacs, retrieving, steps):
+    async with retrieving(max_associations=1) as backend:
+        await backend.echo()
+
+        async def consume():
+            selection = await backend.retrieve(STUDY_11)
+            try:
+                await fetched(selection)
+            finally:
+                await selection.instances.aclose()
+
+        consumer = asyncio.create_task(consume())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        consumer.cancel()
+        await asyncio.wait([consumer])
+        assert (backend.pool.lent, retrieve_tasks()) == (0, 0)
+        await backend.echo()
+        await until(lambda: pacs.open_associations == 1)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_the_pacs_dies_between_two_instances(pacs, retrieving, count):
+    pacs.before[count] = abort
+    async with retrieving() as backend:
+        selection = await backend.retrieve(STUDY_11)
+        for number in range(count):
+            assert await read(await anext(selection.instances)) == pacs.images[number].data
+        with pytest.raises(AssociationError):
+            await anext(selection.instances)
+        assert (backend.pool.lent, retrieve_tasks()) == (0, 0)
+        with pytest.raises(StopAsyncIteration):
+            await anext(selection.instances)
+
+
+async def test_the_pacs_dies_in_the_middle_of_an_instance(pacs, retrieving):
+    """Whoever reads the data hears of it at once."""
+    stopped = asyncio.Event()
+
+    async def chunks():
+        yield b"\0" * 1000_000
+        await stopped.wait()
+        raise RuntimeError("the disk is gone")
+
+    pacs.extra = [Instance(CT, "1.1.9.1", EXPLICIT, chunks())]
+    pacs.images = []
+    async with retrieving() as backend:
+        selection = await backend.retrieve(
+            Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=["1.1"]), accepted=((CT, EXPLICIT),))
+        )
+        instance = await anext(selection.instances)
+        await anext(instance.data)
+        stopped.set()
+        with pytest.raises(AssociationError):
+            await read(instance)
+        with contextlib.suppress(AssociationError, DimseError):
+            await fetched(selection)
+
+
+async def test_a_pacs_that_stalls_during_a_retrieve(pacs, retrieving):
+    pacs.before[1] = forever
+    pacs.tells_progress = False
+    async with retrieving(timeout_s=0.1) as backend:
+        selection = await backend.retrieve(STUDY_11)
+        assert await read(await anext(selection.instances)) == pacs.images[0].data
+        with pytest.raises(DeadlineExceeded):
+            await anext(selection.instances)
+        assert backend.pool.lent == 0
+
+
+async def test_a_slow_consumer_is_not_taken_for_a_slow_pacs(pacs, retrieving):
+    pacs.images = pacs.images[:3]
+    async with retrieving(timeout_s=0.1) as backend:
+        selection = await backend.retrieve(STUDY_11)
+        async for instance in selection.instances:
+            await asyncio.sleep(0.25)
+            await read(instance)
+
+
+async def test_a_slow_consumer_slows_the_pacs(pacs, retrieving):
+    sent = 0
+
+    async def chunks():
+        nonlocal sent
+        for _ in range(640):
+            sent += 100_000
+            yield b"\0" * 100_000
+
+    pacs.images, pacs.extra = [], [Instance(CT, "1.1.9.1", EXPLICIT, chunks())]
+    async with retrieving() as backend:
+        selection = await backend.retrieve(
+            Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=["1.1"]), accepted=((CT, EXPLICIT),))
+        )
+        instance = await anext(selection.instances)
+        before = -1
+        while sent != before:
+            before = sent
+            for _ in range(200):
+                await asyncio.sleep(0)
+        assert sent < 40_000_000
+        assert len(await read(instance)) == 64_000_000
+        assert await anext(selection.instances, None) is None
+
+
+async def test_stopping_lets_a_retrieve_finish(pacs, retrieving):
+    async with retrieving() as backend:
+        selection = await backend.retrieve(STUDY_11)
+        await read(await anext(selection.instances))
+        stopping = asyncio.create_task(backend.stop(PATIENCE_S))
+        assert len(await fetched(selection)) == 19
+        await stopping
+
+
+async def test_stopping_ends_a_retrieve_that_takes_too_long(pacs, retrieving):
+    async with retrieving() as backend:
+        selection = await backend.retrieve(STUDY_11)
+        await anext(selection.instances)
+        await backend.stop(0.01)
+        with pytest.raises(AssociationError):
+            await fetched(selection)

@@ -1,0 +1,161 @@
+"""Where the instances of our own C-MOVEs come in: the listening sockets behind `incoming_store_port`.
+
+All backends of a gateway share one `StoreReceivers`. An address is listened on while somebody waits there, a retrieve
+or a backend with `persistent_store_scp`, and by one server whoever they are. What no retrieve waits for is refused.
+
+A port on which a dicom_scp endpoint listens anyway is not opened a second time: the endpoint is told to give its
+instances to `open_sink` first, and the registry that it does (`provided_by`).
+
+    receivers.provided_by(11112, frozenset({"HARMONY"}))
+    services.store(receivers.open_sink(unmatched=backend.store))      # of the endpoint
+    ...
+    async with receivers.listening("0.0.0.0", 11112, "HARMONY") as moves:
+        async with move(scu, ..., "HARMONY", receiver=moves, open_sink=...) as retrieval: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from harmony.dimse.move_receiver import MoveReceiver, OpenSink
+from harmony.dimse.operation import StoreRequest
+from harmony.dimse.scp import Server, Services
+from harmony.dimse.sink import Sink
+from harmony.ul.deadlines import Timeouts
+from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, AcceptorPolicy
+
+__all__ = ["StoreReceivers"]
+
+logger = logging.getLogger("harmony.gateway")
+
+CLOSING_S: Final = 0.5
+"""For the PACS to release its associations after a retrieve. Most have when they say that it is over."""
+
+
+class _Place:
+    """One address, and those who wait there."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()  # of opening and closing
+        self.server: Server | None = None
+        self.ae_titles: set[str] = set()
+        self.users = 0
+
+
+class StoreReceivers:
+    """The moves of all backends, and the servers that receive for them."""
+
+    def __init__(self) -> None:
+        self.moves = MoveReceiver()
+        """One for all addresses, so that Message IDs differ also between backends with the same AE title."""
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._provided: dict[int, frozenset[str]] = {}
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Those listened on now."""
+        return [address for address, place in self._places.items() if place.server is not None]
+
+    # For a dicom_scp endpoint on the same port
+
+    def provided_by(self, port: int, ae_titles: frozenset[str]) -> None:
+        """Somebody listens on a port, answers to these AE titles (none: to any), and gives instances to `open_sink`.
+
+        Several may share a port; AE titles add up.
+        """
+        known = self._provided.get(port)
+        if known is None:
+            self._provided[port] = ae_titles
+        else:
+            self._provided[port] = known | ae_titles if known and ae_titles else frozenset()
+
+    def open_sink(self, unmatched: OpenSink | None = None) -> OpenSink:
+        """What to give to `Services.store`: instances that a retrieve waits for go to it, others to `unmatched`; None
+        refuses them."""
+
+        def open_sink(request: StoreRequest) -> Sink:
+            return self.moves.open_sink(request, unmatched=unmatched)
+
+        return open_sink
+
+    def services(self) -> Services:
+        """For an AE title that receives nothing else."""
+        services = Services()
+        services.store(self.open_sink())
+        return services
+
+    # For a backend
+
+    def check(self, port: int, ae_title: str) -> None:
+        """Raises OSError when the port is that of an endpoint which does not answer to the AE title."""
+        titles = self._provided.get(port)
+        if titles and ae_title not in titles:
+            message = (
+                f"incoming_store_port {port} is that of a dicom_scp endpoint with the AE title "
+                f"{' or '.join(sorted(titles))}; local_aet is {ae_title}, must be the same, or the port another one"
+            )
+            raise OSError(errno.EADDRINUSE, message)
+
+    @asynccontextmanager
+    async def listening(
+        self,
+        host: str,
+        port: int,
+        ae_title: str,
+        *,
+        maximum_length: int = DEFAULT_MAXIMUM_LENGTH,
+        timeouts: Timeouts | None = None,
+    ) -> AsyncIterator[MoveReceiver]:
+        """Have the address listened on for an AE title, for the length of the block.
+
+        maximum_length, timeouts: those of the first in this moment count for all. Raises OSError when the address
+        cannot be listened on.
+        """
+        self.check(port, ae_title)
+        if port in self._provided:
+            yield self.moves
+            return
+        place = self._places.setdefault((host, port), _Place())
+        async with place.lock:
+            if place.server is None:
+                place.server = await _listen(host, port, timeouts)
+            if ae_title not in place.ae_titles:
+                policy = AcceptorPolicy(ae_titles=frozenset({ae_title}), maximum_length=maximum_length)
+                place.server.add(self.services(), policy)
+                place.ae_titles.add(ae_title)
+            place.users += 1
+        try:
+            yield self.moves
+        finally:
+            place.users -= 1
+            await self._leave(place)
+
+    async def _leave(self, place: _Place) -> None:
+        async with place.lock:
+            server = place.server
+            if place.users or server is None:
+                return
+            try:
+                await server.drain(CLOSING_S)
+            except asyncio.CancelledError:
+                await server.close()
+                raise
+            finally:
+                place.server = None
+                place.ae_titles.clear()
+
+
+async def _listen(host: str, port: int, timeouts: Timeouts | None) -> Server:
+    server = Server(timeouts=timeouts)
+    try:
+        await server.listen(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(error.errno, f"incoming_store_port {port} cannot be listened on: {reason}") from error
+    logger.info("listening on %s:%d for what a retrieve brings", host, port)
+    return server
