@@ -167,6 +167,11 @@ class DicomSCU:
     async def query(self, query: Query) -> AsyncGenerator[Model, None]:
         """C-FIND. Raises IdentifierError for what has no encoding, NoPresentationContext when no information model of
         the PACS has the level, DimseError and AssociationError."""
+        async with aclosing(self._find(query)) as matches:
+            async for match in matches:
+                yield identifiers.answer(match, query)
+
+    async def _find(self, query: Query) -> AsyncGenerator[Model, None]:
         classes = [
             model.find for model in identifiers.query_models(query.level, patient_root=query.patient_root)
         ]
@@ -181,7 +186,7 @@ class DicomSCU:
         async with aclosing(matches):
             try:
                 async for match in matches:
-                    yield identifiers.answer(_decode(match), query)
+                    yield _decode(match)
             except ModelError as error:
                 raise IdentifierError(identifiers.tag_of_key(error.key), Problem.MALFORMED) from error
             except NoPresentationContext as error:
@@ -209,7 +214,7 @@ class DicomSCU:
             return _nothing()
         surveyed = Survey()
         if retrieve.accepted is None:
-            surveyed = await survey(self.query, retrieve)
+            surveyed = await survey(self._find, retrieve)
             if surveyed.total == 0:
                 return _nothing()
         keys = surveyed.complete(retrieve.keys, patient_root=retrieve.patient_root)

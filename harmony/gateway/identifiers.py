@@ -17,7 +17,16 @@ from harmony.archive.comparable import WILDCARD_VRS
 from harmony.archive.index import UniqueKeys
 from harmony.archive.levels import Level
 from harmony.archive.matcher import MatchingOptions
-from harmony.dicom.json_model import Element, Model, encode_data_set, tag_of, texts_of, values_of, vr_of
+from harmony.dicom.json_model import (
+    Element,
+    Model,
+    encode_data_set,
+    tag_of,
+    text_of,
+    texts_of,
+    values_of,
+    vr_of,
+)
 from harmony.dimse.information_model import (
     PATIENT_ROOT,
     PATIENT_STUDY_ONLY,
@@ -37,6 +46,7 @@ __all__ = [
     "extended_retrieval",
     "is_empty",
     "key_elements",
+    "matches_keys",
     "propose_questions",
     "query_identifier",
     "query_models",
@@ -191,6 +201,14 @@ def key_elements(keys: UniqueKeys) -> Model:
             key, vr = _UNIQUE_KEYS[level]
             elements[key] = {"vr": vr, "Value": list(values)}
     return {key: elements[key] for key in sorted(elements)}
+
+
+def matches_keys(match: Model, keys: UniqueKeys) -> bool:
+    """Whether an answer has one of the values of each key."""
+    for level, values in _values(keys).items():
+        if values is not None and text_of(match, int(_UNIQUE_KEYS[level][0], 16)) not in values:
+            return False
+    return True
 
 
 # Proposals

@@ -2,7 +2,9 @@
 
 An association has 128 contexts. Each pair of SOP class and transfer syntax gets one of its own, as far as they go, so
 that the PACS can send everything as it has it; what does not fit is left out, least common first. Equal needs make
-equal proposals, whatever order they come in, so that associations are shared.
+equal proposals, so that associations are shared.
+
+The order counts: there are archives that take the first context of a SOP class for everything (dcmqrscp).
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def propose_retrieval(
 ) -> Proposal:
     """For a C-GET that brings these pairs, in order of preference: as many as there are contexts for."""
     services = [*get_classes, VERIFICATION]
-    chosen = sorted(list(dict.fromkeys(pairs))[: MAXIMUM_CONTEXTS - len(services)])
+    chosen = list(dict.fromkeys(pairs))[: MAXIMUM_CONTEXTS - len(services)]
     return propose_get(
         services,
         [(sop_class, [syntax]) for sop_class, syntax in chosen],

@@ -2,8 +2,9 @@
 
 A C-GET must propose the SOP classes of what comes before it comes; whoever gets the instances wants to know how many
 they are and which. One query at the IMAGE level says both, where the PACS allows keys of the levels above to be missing
-("relational"). Where it refuses that, or says that there is nothing, the survey walks down from the study to its series
-and to their instances, as the hierarchical search of PS3.4 §C.4.1.3.1 wants it.
+or to be there ("relational"). Where it refuses that, says that there is nothing, or disregards such a key and answers
+with other instances too (dcmqrscp), the survey walks down from the study to its series and to their instances, as the
+hierarchical search of PS3.4 §C.4.1.3.1 wants it.
 
 A PACS that finds the study but no instance in it does not answer queries at that level; what it has is then unknown.
 """
@@ -22,7 +23,7 @@ from harmony.dicom.json_model import Model, text_of, texts_of
 from harmony.dimse.scu import NoPresentationContext
 from harmony.dimse.status import DimseError
 from harmony.gateway.backend import Query, Retrieve
-from harmony.gateway.identifiers import key_elements
+from harmony.gateway.identifiers import key_elements, matches_keys
 
 __all__ = ["Ask", "Survey", "survey"]
 
@@ -40,7 +41,7 @@ _SOP_CLASSES_IN_STUDY: Final = 0x00080062
 _AVAILABLE_TRANSFER_SYNTAX: Final = 0x00083002
 
 Ask = Callable[[Query], AsyncGenerator[Model, None]]
-"""`DicomSCU.query`."""
+"""C-FIND: yields the matches just as the PACS gives them."""
 
 
 @dataclass(slots=True)
@@ -110,9 +111,11 @@ class _Surveyor:
         """One query; None when its answer means nothing."""
         found = Survey(sop_instance_uids={})
         try:
-            await self._instances(self._keys, found)
+            matched = await self._instances(self._keys, found)
         except DimseError as error:
             logger.debug("refused at the IMAGE level: %s", error)
+            return None
+        if not matched:
             return None
         if found.total:
             return found
@@ -154,13 +157,18 @@ class _Surveyor:
             above.append(keys.patient_ids)
         return all(values is not None and len(values) == 1 for values in above)
 
-    async def _instances(self, keys: UniqueKeys, found: Survey) -> None:
+    async def _instances(self, keys: UniqueKeys, found: Survey) -> bool:
+        """Count instances. False as soon as one comes that does not match, or may not."""
         identifier = {
             f"{tag:08X}": {"vr": "UI"} for tag in (_SOP_CLASS, _SOP_INSTANCE, _AVAILABLE_TRANSFER_SYNTAX)
         }
+        certain = self._is_hierarchical(keys)
         async with aclosing(self._ask(self._query(Level.IMAGE, keys, identifier))) as matches:
             async for match in matches:
+                if not certain and not matches_keys(match, keys):
+                    return False
                 found.add(match)
+        return True
 
     async def _matches(self, level: Level, keys: UniqueKeys, *returned: int) -> list[Model]:
         """Small ones: the unique key and what else is asked for."""

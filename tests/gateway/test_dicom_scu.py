@@ -76,6 +76,7 @@ class Pacs:
     """Has `images`. What else it does:
 
     models: those it accepts. strict: identifiers must be hierarchical, else A900. finds_images: at the IMAGE level.
+    ignores: keys that do not count there, when the search is not hierarchical.
     before[n]: awaited before the n-th instance of a retrieve (and after the last), `reached(n)` is set then.
     store_outcome: of each C-STORE, by a function of the request.
     """
@@ -84,6 +85,7 @@ class Pacs:
     models: tuple = (STUDY_ROOT, PATIENT_ROOT)
     strict: bool = False
     finds_images: bool = True
+    ignores: tuple = ()
     before: dict = field(default_factory=dict)
     on_find: object = None
     extra: list = field(default_factory=list)
@@ -163,6 +165,8 @@ class Pacs:
             return
         matcher = compile_query(identifier)
         projection = Projection(matcher, level=level, patient_root=model is not STUDY_ROOT)
+        if level == "IMAGE" and not (text_of(identifier, 0x0020000D) and text_of(identifier, 0x0020000E)):
+            matcher = matcher.without([int(key, 16) for key in self.ignores])
         answered = []
         for each in self.images:
             header = decode_data_set(each.data, each.transfer_syntax_uid)
@@ -695,6 +699,19 @@ async def test_get_from_a_pacs_that_does_not_find_images(pacs, reaching):
         selection = await backend.retrieve(Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=["9"])))
         assert selection.total == 0
         assert await fetched(selection) == {}
+
+
+async def test_get_from_a_pacs_that_disregards_keys_of_other_levels(pacs, reaching):
+    """What it answers then is not what a retrieve brings. It may even be the whole archive: the query is cancelled."""
+    pacs.ignores = (PATIENT_ID, STUDY)
+    pacs.images = [image("P9", "1.9", "1.9.1", number) for number in range(1, 100)] + pacs.images
+    async with reaching(pacs) as backend:
+        for keys in (UniqueKeys(patient_ids=["P2"]), UniqueKeys(study_instance_uids=["1.2"])):
+            selection = await backend.retrieve(Retrieve(Level.STUDY, keys))
+            assert list(selection.sop_instance_uids) == ["1.2.1.1"]
+            assert await fetched(selection) == expected(pacs, "1.2.1.1")
+    assert pacs.models_asked("find")[0] == (STUDY_ROOT.find, "IMAGE")
+    assert pacs.asked[0][1].cancelled.is_set()
 
 
 async def test_get_for_a_requester_that_says_what_it_takes(pacs, reaching):
