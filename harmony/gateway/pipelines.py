@@ -35,6 +35,7 @@ from harmony.gateway.options import (
     JmixEndpointOptions,
     StorageBackendOptions,
 )
+from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
@@ -74,6 +75,7 @@ class _Assembler:
         self._scps: dict[Listener, list[DicomSCP]] = {}
         self._pacses: dict[str, DicomSCU] = {}
         """By the name of their table."""
+        self._receivers = StoreReceivers()
         self._durable_indexes = {
             _place(options.storage_dir) for options in self._scp_options() if options.durability == "fsync"
         }
@@ -154,7 +156,7 @@ class _Assembler:
         """One for all who name the same table: its limits are about what the PACS gets from all of them."""
         if configured.name not in self._pacses:
             try:
-                pacs = DicomSCU(configured, observer=self._observer(configured))
+                pacs = DicomSCU(configured, self._receivers, observer=self._observer(configured))
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
             self._pacses[configured.name] = pacs
