@@ -114,19 +114,27 @@ class Acceptor:
         sock: socket.socket | None = None,
     ) -> None:
         """Accept associations on one more address; port 0 takes a free one. Raises OSError when it is
-        taken."""
+        taken. When it is cancelled, `close` leaves nothing open."""
         make_protocol: Callable[[], asyncio.BaseProtocol] = self._make_association
         if ssl_context is not None:
             context = ssl_context
             make_protocol = lambda: _TLSDoor(context, self._admit_handshake)  # noqa: E731
         loop = asyncio.get_running_loop()
         if sock is not None:
-            server = await loop.create_server(make_protocol, sock=sock, backlog=LISTEN_BACKLOG)
+            server = await loop.create_server(
+                make_protocol, sock=sock, backlog=LISTEN_BACKLOG, start_serving=False
+            )
         else:
             server = await loop.create_server(
-                make_protocol, host, port, backlog=LISTEN_BACKLOG, reuse_port=reuse_port or None
+                make_protocol,
+                host,
+                port,
+                backlog=LISTEN_BACKLOG,
+                reuse_port=reuse_port or None,
+                start_serving=False,
             )
-        self._servers.append(server)
+        self._servers.append(server)  # before it serves, which takes a moment in which we may be cancelled
+        await server.start_serving()
 
     async def drain(self, grace_s: float) -> None:
         """Stop in order: reject new associations (2/3/1), let the open ones end, abort what is left after

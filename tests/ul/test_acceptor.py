@@ -17,6 +17,22 @@ from harmony.ul.upper_layer import SizeLimits
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
+# Listening
+
+
+async def test_listening_that_is_cancelled_leaves_no_socket(free_port, make_user):
+    for steps in range(12):
+        acceptor = Acceptor(AcceptorPolicy(), make_user)
+        listening = asyncio.create_task(acceptor.listen("127.0.0.1", free_port))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.wait([listening])
+        await acceptor.close()
+        with socket.socket() as sock:
+            assert sock.connect_ex(("127.0.0.1", free_port)) != 0
+
+
 # Silence, dribble, garbage (R01 to R04)
 
 
