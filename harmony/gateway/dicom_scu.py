@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from harmony.archive.levels import Level
 from harmony.archive.matcher import IdentifierError, Problem
@@ -51,7 +52,7 @@ from harmony.gateway.survey import Survey, survey
 from harmony.gateway.tls import client_context
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
-from harmony.ul.errors import AssociationError
+from harmony.ul.errors import AssociationError, LocalProtocolError
 
 __all__ = ["DicomSCU"]
 
@@ -120,6 +121,7 @@ class DicomSCU:
             place_s=self.timeout_s,
         )
         self._uploaded: dict[Pair, None] = {}
+        self._inbound: WeakKeyDictionary[Association, tuple[list[Pair], Proposal]] = WeakKeyDictionary()
         self._retrieves: set[asyncio.Task[RetrieveResult]] = set()
 
     def __str__(self) -> str:
@@ -144,6 +146,8 @@ class DicomSCU:
 
     async def stop(self, grace_s: float) -> None:
         await self.pool.close(grace_s)
+        for retrieving in self._retrieves:
+            retrieving.cancel()  # its association has ended, or it waits for one
         if self._retrieves:
             await asyncio.wait(self._retrieves)
         await self._listening.aclose()
@@ -242,7 +246,11 @@ class DicomSCU:
             sop_instance_uids=expected,
             total=surveyed.total,
             total_so_far=progress.total,
-            contexts=[(uid, syntax) for uid in surveyed.sop_classes for syntax in storage_contexts.NATIVE],
+            contexts=[
+                (uid, syntax)
+                for uid in surveyed.sop_classes
+                for syntax in dict.fromkeys((*surveyed.transfer_syntaxes, *storage_contexts.NATIVE))
+            ],
         )
 
     async def _get(
@@ -331,9 +339,7 @@ class DicomSCU:
     def store(self, request: StoreRequest) -> Sink:
         """Sends the data set on while it arrives; the status is what the PACS answers."""
         pair = (request.affected_sop_class_uid, request.transfer_syntax_uid)
-        proposal = storage_contexts.propose_store(
-            [pair, *storage_contexts.accepted_pairs(request.association)]
-        )
+        proposal = self._proposal_for(request.association, pair)
         command = request.command
 
         async def send(stream: DataStream) -> Outcome:
@@ -345,6 +351,17 @@ class DicomSCU:
             )
 
         return AsyncSink(request.association, send)
+
+    def _proposal_for(self, association: Association, pair: Pair) -> Proposal:
+        """The contexts of an inbound association, which are the same for all that comes on it."""
+        pairs, proposal = self._inbound.get(association) or ([], None)
+        if (
+            proposal is None or pair not in pairs
+        ):  # a sender may announce another SOP class than its context has
+            pairs = [pair, *storage_contexts.accepted_pairs(association)]
+            proposal = storage_contexts.propose_store(pairs)
+            self._inbound[association] = pairs, proposal
+        return proposal
 
     async def store_instance(self, instance: Instance) -> Outcome:
         pair = (instance.sop_class_uid, instance.transfer_syntax_uid)
@@ -390,7 +407,7 @@ class DicomSCU:
             raise DimseError(
                 Status.SOP_CLASS_NOT_SUPPORTED, "the PACS does not take this SOP class so encoded"
             ) from error
-        except AssociationError as error:
+        except (AssociationError, LocalProtocolError) as error:  # the latter when the pool is closed
             logger.warning("%s cannot be reached for a C-STORE: %s", self, error)
             raise DimseError(Status.OUT_OF_RESOURCES, "the PACS cannot be reached") from error
 

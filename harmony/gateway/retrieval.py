@@ -20,6 +20,7 @@ from harmony.dimse.scu import Instance
 from harmony.dimse.status import DimseError, Status, StatusClass, classify
 from harmony.dimse.sub_operations import Counters
 from harmony.gateway.arrivals import Arrivals
+from harmony.ul.errors import AssociationAborted
 
 __all__ = ["Progress", "arriving"]
 
@@ -34,7 +35,8 @@ async def arriving(
 ) -> AsyncGenerator[Instance | Unavailable, None]:
     """perform: the C-GET or C-MOVE, whose instances go to `arrivals`. expected: their UIDs, when known.
 
-    tasks: where the task, with this name, is while it runs.
+    tasks: where the task, with this name, is while it runs; whoever cancels it there ends the iteration with an
+    AssociationAborted.
     """
     missing = None if expected is None else dict.fromkeys(expected)
 
@@ -52,12 +54,15 @@ async def arriving(
             if missing is not None:
                 missing.pop(instance.sop_instance_uid, None)
             yield instance
+        await asyncio.wait([retrieving])
         try:
-            result = await retrieving
+            result = retrieving.result()
         except RetrieveFailed as failed:
             if not arrivals.handed_over:
                 raise
             result = failed.result
+        except asyncio.CancelledError:
+            raise AssociationAborted("the retrieve was stopped", by_peer=False) from None
         for uid in _unavailable(result, missing):
             yield Unavailable(uid)
     finally:

@@ -157,5 +157,8 @@ async def _listen(host: str, port: int, timeouts: Timeouts | None) -> Server:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(error.errno, f"incoming_store_port {port} cannot be listened on: {reason}") from error
+    except asyncio.CancelledError:
+        await server.close()
+        raise
     logger.info("listening on %s:%d for what a retrieve brings", host, port)
     return server

@@ -21,7 +21,7 @@ from harmony.archive.index import UniqueKeys
 from harmony.archive.levels import Level
 from harmony.dicom.json_model import Model, text_of, texts_of
 from harmony.dimse.scu import NoPresentationContext
-from harmony.dimse.status import DimseError
+from harmony.dimse.status import DimseError, describe_status
 from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.identifiers import key_elements, matches_keys
 
@@ -96,9 +96,12 @@ async def survey(ask: Ask, retrieve: Retrieve) -> Survey:
     try:
         found = await surveyor.relational()
         return found if found is not None else await surveyor.hierarchical()
-    except (DimseError, NoPresentationContext) as error:
-        logger.info("the PACS cannot be asked what a retrieve would bring: %s", error)
-        return Survey()
+    except DimseError as error:
+        reason = describe_status(error.status)
+    except NoPresentationContext as error:
+        reason = str(error)
+    logger.info("the PACS cannot be asked what a retrieve would bring: %s", reason)
+    return Survey()
 
 
 class _Surveyor:
@@ -112,8 +115,7 @@ class _Surveyor:
         found = Survey(sop_instance_uids={})
         try:
             matched = await self._instances(self._keys, found)
-        except DimseError as error:
-            logger.debug("refused at the IMAGE level: %s", error)
+        except DimseError:
             return None
         if not matched:
             return None
