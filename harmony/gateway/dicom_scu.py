@@ -76,7 +76,7 @@ class DicomSCU:
         observer: Observer | None = None,
     ) -> None:
         """receivers: those of the gateway, which backends with the same incoming_store_port share. observer: of the
-        associations with the PACS that are opened here.
+        associations with the PACS, also those that it opens.
 
         Raises ValueError and OSError for what cannot be used: certificates, for the most part.
         """
@@ -160,6 +160,7 @@ class DicomSCU:
             self.local_aet,
             maximum_length=options.max_pdu,
             timeouts=self.peer.timeouts,
+            observer=self.peer.observer,
         )
 
     async def echo(self) -> None:

@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from harmony.dimse.move_receiver import MoveReceiver, OpenSink
+from harmony.dimse.observer import Observer
 from harmony.dimse.operation import StoreRequest
 from harmony.dimse.scp import Server, Services
 from harmony.dimse.sink import Sink
@@ -110,11 +111,12 @@ class StoreReceivers:
         *,
         maximum_length: int = DEFAULT_MAXIMUM_LENGTH,
         timeouts: Timeouts | None = None,
+        observer: Observer | None = None,
     ) -> AsyncIterator[MoveReceiver]:
         """Have the address listened on for an AE title, for the length of the block.
 
-        maximum_length, timeouts: those of the first in this moment count for all. Raises OSError when the address
-        cannot be listened on.
+        observer: of the associations to the AE title. It, maximum_length and timeouts are those of the first in this
+        moment. Raises OSError when the address cannot be listened on.
         """
         self.check(port, ae_title)
         if port in self._provided:
@@ -126,7 +128,10 @@ class StoreReceivers:
                 place.server = await _listen(host, port, timeouts)
             if ae_title not in place.ae_titles:
                 policy = AcceptorPolicy(ae_titles=frozenset({ae_title}), maximum_length=maximum_length)
-                place.server.add(self.services(), policy)
+                services = self.services()
+                if observer is not None:
+                    services.observe(observer)
+                place.server.add(services, policy)
                 place.ae_titles.add(ae_title)
             place.users += 1
         try:

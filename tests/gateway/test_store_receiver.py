@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from typing import ClassVar
 
 import pytest
 
@@ -35,6 +36,27 @@ async def test_an_address_is_open_while_somebody_waits_there(free_port):
     assert receivers.addresses == []
     with pytest.raises(ConnectFailed):
         await store(free_port, "A")
+
+
+async def test_associations_are_observed(free_port):
+    class Observer:
+        seen: ClassVar = []
+
+        def established(self, association):
+            self.seen.append(association.agreed.called_ae_title)
+
+        def ended(self, association, error):
+            self.seen.append(error)
+
+        def performed(self, request_type, status, elapsed_s):
+            self.seen.append((request_type.__name__, status))
+
+    observer = Observer()
+    async with StoreReceivers().listening("127.0.0.1", free_port, "A", observer=observer):
+        with pytest.raises(DimseError):
+            await store(free_port, "A")
+    assert observer.seen[:2] == ["A", ("CStoreRQ", 0x0124)]
+    assert len(observer.seen) == 3
 
 
 async def test_coming_and_going_at_once(free_port):
