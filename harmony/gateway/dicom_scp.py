@@ -11,12 +11,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harmony.dimse.move_receiver import OpenSink
 from harmony.dimse.observer import Observer
 from harmony.dimse.scp import Server, Services
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.options import DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
+from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.tls import server_context
 from harmony.ul.acceptor import AcceptorLimits
 from harmony.ul.deadlines import Timeouts
@@ -34,6 +36,8 @@ class DicomSCP:
     endpoint: Endpoint
     backend: Backend
     observer: Observer | None = None
+    moves: StoreReceivers | None = None
+    """Whose retrieves get what they wait for, before it is the backend's."""
 
     @property
     def options(self) -> DicomScpOptions:
@@ -50,9 +54,12 @@ class DicomSCP:
         options, services = self.options, Services()
         if not options.enable_echo:
             services.no_echo()
-        if options.enable_store:
+        open_sink: OpenSink | None = self.backend.store if options.enable_store else None
+        if self.moves is not None:
+            open_sink = self.moves.open_sink(open_sink)
+        if open_sink is not None:
             services.store(
-                self.backend.store,
+                open_sink,
                 sop_classes=options.sop_classes or None,
                 transfer_syntaxes=options.transfer_syntaxes or None,
             )

@@ -84,6 +84,7 @@ class DicomSCU:
         assert isinstance(options, DicomScuOptions)
         assert target is not None
         self.name = configured.name
+        self.origin = configured.origin
         self.options = options
         self.local_aet = options.local_aet
         context = None

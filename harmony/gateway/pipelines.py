@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -83,6 +83,7 @@ class _Assembler:
     def assemble(self) -> Assembly:
         for pipeline in self.config.pipelines.values():
             self._add(pipeline)
+        self._share_store_ports()
         for listener, scps in self._scps.items():
             self.assembly.dicom.append(DicomListener(listener, scps))
         if self.assembly.management is not None:
@@ -110,6 +111,20 @@ class _Assembler:
                     )
             elif isinstance(endpoint.options, JmixEndpointOptions):
                 self._add_jmix(pipeline, endpoint, endpoint.options)
+
+    def _share_store_ports(self) -> None:
+        """Where a PACS sends to a port that endpoints listen on, they receive for our retrieves as well."""
+        moving = [pacs for pacs in self._pacses.values() if pacs.options.dimse_retrieve_mode == "move"]
+        for listener, scps in self._scps.items():
+            if any(pacs.options.incoming_store_port == listener.port for pacs in moving):
+                for number, scp in enumerate(scps):
+                    self._receivers.provided_by(listener.port, scp.policy().ae_titles)
+                    scps[number] = replace(scp, moves=self._receivers)
+        for pacs in moving:
+            try:
+                self._receivers.check(pacs.options.incoming_store_port, pacs.local_aet)
+            except OSError as error:
+                raise ConfigError([pacs.origin.problem("options.local_aet", str(error.strerror))]) from error
 
     def _observer(self, table: Endpoint | config.Backend) -> Observer | None:
         management = self.assembly.management

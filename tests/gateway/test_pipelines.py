@@ -84,3 +84,26 @@ def test_where_the_outboxes_are(bench):
     assert outboxes(bench.config()) == {"p": bench.outbox_path}
     bench.builder = None
     assert outboxes(bench.config()) == {}
+
+
+def test_endpoint_on_the_incoming_store_port_must_have_its_title(bench):
+    """A port is listened on once: the endpoint receives what the PACS sends, if it answers to that title."""
+    bench.builder = None
+    bench.config()
+    text = (bench.folder / "config.toml").read_text().replace("backends = []", 'backends = ["pacs"]')
+    text += f"""
+        [backends.pacs]
+        service = "dicom_scu"
+        [backends.pacs.options]
+        aet = "PACS"
+        host = "127.0.0.1"
+        dimse_retrieve_mode = "move"
+        incoming_store_port = {bench.dicom_port}
+    """
+    with pytest.raises(ConfigError) as error:
+        assemble(bench.load_config(text + 'local_aet = "OTHER"'))
+    assert f"[backends.pacs] options.local_aet: incoming_store_port {bench.dicom_port} is that of" in str(
+        error.value
+    )
+    (listener,) = assemble(bench.load_config(text + 'local_aet = "GATEWAY"')).dicom
+    assert listener.scps[0].moves is not None

@@ -110,17 +110,24 @@ def data_sets(paths):
     return found
 
 
-@pytest.mark.parametrize("mode", ["get", "move"])
+@pytest.mark.parametrize("mode", ["get", "move", "move to the endpoint's port"])
 async def test_every_service_goes_through(
     proxy, start_orthanc, start_storescp, free_ports, files, tmp_path, mode
 ):
     (incoming,) = free_ports(1)
-    orthanc = await asyncio.to_thread(start_orthanc, modalities={"proxy": ("HARMONY_SCU", incoming)})
+    title = "HARMONY_SCU"
+    if "port" in mode:
+        incoming, title = proxy.port, "PROXY"
+    orthanc = await asyncio.to_thread(start_orthanc, modalities={"proxy": (title, incoming)})
     destination = await asyncio.to_thread(start_storescp, ae_title="DEST")
     await proxy.start(
         orthanc.port,
         destinations=[("DEST", destination.port)],
-        options=f'dimse_retrieve_mode = "{mode}"\nincoming_store_port = {incoming}',
+        options=f"""
+            dimse_retrieve_mode = "{mode[:4].rstrip()}"
+            incoming_store_port = {incoming}
+            local_aet = "{title}"
+        """,
     )
     await proxy.tool("echoscu")
     await proxy.tool("storescu", *files.values())
