@@ -1,0 +1,254 @@
+"""Multipart bodies, read while they arrive (RFC 2046 §5.1, RFC 2387).
+
+`MultipartParser` is the syntax: bytes in, parts in pieces out, however the input is cut. `read_parts` puts it on the
+body of a request, so that a part of any size can be passed on as it comes:
+
+    async for part in read_parts(request.body, multipart_boundary(content_type)):
+        async for piece in part: ...
+
+Lines end in CRLF; space behind a boundary, a preamble and an epilogue are permitted and dropped. What does not keep to
+the syntax, or ends before the closing boundary, is a MultipartError: where a part ends decides what is stored.
+
+Not here: transfer encodings (HTTP has none, RFC 9110 §8.4) and nested multiparts, which are a part like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from harmony.http.headers import Headers
+from harmony.http.media_type import MediaType
+from harmony.http.message import HTTPError
+
+__all__ = [
+    "MultipartError",
+    "MultipartParser",
+    "Part",
+    "PartBegin",
+    "PartEnd",
+    "multipart_boundary",
+    "read_parts",
+]
+
+MAXIMUM_PART_HEADER_BYTES = 16 * 1024
+"""Of one part: real ones have a few hundred."""
+MAXIMUM_PARTS = 100_000
+"""In one body: more than the largest studies have, and what is kept of each stays a few megabytes."""
+MAXIMUM_PADDING_BYTES = 1024
+"""Of space behind a boundary, which transports were once allowed to add (RFC 2046 §5.1.1)."""
+
+_BOUNDARY = re.compile(r"[\x20-\x7e]{0,69}[\x21-\x7e]")
+# RFC 2046 §5.1.1 permits fewer characters than this; what is not a control character does no harm.
+
+
+class MultipartError(HTTPError):
+    """The body is not the multipart that it says it is: 400. The message holds no content."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, f"multipart body: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class PartBegin:
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    pass
+
+
+Event = PartBegin | bytes | PartEnd
+"""Content is bytes, never empty."""
+
+
+class _State(Enum):
+    PREAMBLE = auto()
+    BOUNDARY = auto()
+    """Right behind a delimiter, which may turn out to be the closing one."""
+    HEADERS = auto()
+    EMPTY_LINE = auto()
+    """At the CRLF behind the headers: an empty line, and content follows, or the beginning of a delimiter, and the part
+    has no content (RFC 2046 §5.1.1, body-part)."""
+    CONTENT = auto()
+    EPILOGUE = auto()
+
+
+def multipart_boundary(media_type: MediaType) -> bytes:
+    """The boundary that a multipart Content-Type names. Raises MultipartError when it has none that can be one."""
+    boundary = media_type.parameters.get("boundary", "")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise MultipartError("Content-Type has no boundary of 1 to 70 characters")
+    return boundary.encode("ascii")
+
+
+class MultipartParser:
+    """The syntax of one multipart body. `feed` it what comes, then `finish`."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"\r\n--" + boundary
+        self._buffer = b"\r\n"  # a body may begin with its first boundary
+        self._state = _State.PREAMBLE
+        self._parts = 0
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Yield what `data` completes; to be iterated to the end. Raises MultipartError."""
+        self._buffer = self._buffer + data if self._buffer else data
+        while True:
+            match self._state:
+                case _State.PREAMBLE | _State.CONTENT:
+                    inside = self._state is _State.CONTENT
+                    content, found = self._content()
+                    if content and inside:
+                        yield content
+                    if not found:
+                        return
+                    if inside:
+                        yield PartEnd()
+                    self._state = _State.BOUNDARY
+                case _State.BOUNDARY:
+                    if not self._boundary_line():
+                        return
+                case _State.HEADERS:
+                    headers = self._headers()
+                    if headers is None:
+                        return
+                    self._parts += 1
+                    if self._parts > MAXIMUM_PARTS:
+                        raise MultipartError(f"more than {MAXIMUM_PARTS} parts")
+                    self._state = _State.EMPTY_LINE
+                    yield PartBegin(headers)
+                case _State.EMPTY_LINE:
+                    if self._delimiter.startswith(self._buffer):
+                        return
+                    if not self._buffer.startswith(self._delimiter):
+                        self._buffer = self._buffer[2:]
+                    self._state = _State.CONTENT
+                case _State.EPILOGUE:
+                    self._buffer = b""
+                    return
+
+    def finish(self) -> None:
+        """The body has ended. Raises MultipartError unless its closing boundary has come."""
+        if self._state is _State.EPILOGUE:
+            return
+        if self._state is _State.PREAMBLE:
+            raise MultipartError("does not contain the boundary that Content-Type names")
+        raise MultipartError(f"ended before its closing boundary, in part {max(1, self._parts)}")
+
+    def _content(self) -> tuple[bytes, bool]:
+        """What precedes the next delimiter, and whether that is there. Both are taken from the buffer."""
+        buffer, delimiter = self._buffer, self._delimiter
+        at = buffer.find(delimiter)
+        if at >= 0:
+            self._buffer = buffer[at + len(delimiter) :]
+            return buffer[:at], True
+        # The last bytes may be the beginning of one.
+        at = buffer.find(b"\r", max(0, len(buffer) - len(delimiter) + 1))
+        while at >= 0 and not delimiter.startswith(buffer[at:]):
+            at = buffer.find(b"\r", at + 1)
+        if at < 0:
+            self._buffer = b""
+            return buffer, False
+        self._buffer = buffer[at:]
+        return buffer[:at], False
+
+    def _boundary_line(self) -> bool:
+        """Read the rest of a boundary's line; False when it is not complete."""
+        buffer = self._buffer
+        if buffer == b"-":
+            return False
+        if buffer.startswith(b"--"):
+            self._state = _State.EPILOGUE
+            return True
+        padding = len(buffer) - len(buffer.lstrip(b" \t"))
+        line_end = buffer[padding : padding + 2]
+        if padding > MAXIMUM_PADDING_BYTES or not b"\r\n".startswith(line_end):
+            raise MultipartError("a boundary is followed by something else than the end of its line")
+        if line_end != b"\r\n":
+            return False
+        self._buffer = buffer[
+            padding:
+        ]  # with the CRLF: what ends headers is an empty line, also when there are none
+        self._state = _State.HEADERS
+        return True
+
+    def _headers(self) -> Headers | None:
+        """Take the headers of a part, and not the CRLF of the empty line; None when they are not complete."""
+        end = self._buffer.find(b"\r\n\r\n")
+        size = end if end >= 0 else len(self._buffer) - 3
+        if size > MAXIMUM_PART_HEADER_BYTES:
+            raise MultipartError(
+                f"headers of part {self._parts + 1} exceed {MAXIMUM_PART_HEADER_BYTES} bytes"
+            )
+        if end < 0:
+            return None
+        head, self._buffer = self._buffer[2:end], self._buffer[end + 2 :]
+        return _parse_headers(head, self._parts + 1)
+
+
+def _parse_headers(head: bytes, number: int) -> Headers:
+    text = (
+        head.decode("latin-1").replace("\r\n ", " ").replace("\r\n\t", " ")
+    )  # folded lines (RFC 5322 §2.2.3)
+    fields = []
+    for line in text.split("\r\n") if text else ():
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise MultipartError(f"a header line of part {number} has no colon")
+        fields.append((name, value))
+    try:
+        return Headers(fields)
+    except ValueError:
+        raise MultipartError(f"a header of part {number} has characters that none may have") from None
+
+
+class Part:
+    """One part: its headers, and an async iterator over its content."""
+
+    def __init__(self, headers: Headers, events: AsyncIterator[Event]) -> None:
+        self.headers = headers
+        self._events = events
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._ended:
+            event = await anext(self._events)
+            if isinstance(event, bytes):
+                return event
+            self._ended = True
+        raise StopAsyncIteration
+
+    async def skip(self) -> None:
+        """Read to its end."""
+        async for _ in self:
+            pass
+
+
+async def read_parts(chunks: AsyncIterable[bytes], boundary: bytes) -> AsyncGenerator[Part, None]:
+    """Yield the parts of a body. What is not read of one is skipped when the next is asked for.
+
+    Raises MultipartError, here or in a part, and what reading the body raises.
+    """
+    events = _events(chunks, MultipartParser(boundary))
+    try:
+        async for event in events:
+            assert isinstance(event, PartBegin)
+            part = Part(event.headers, events)
+            yield part
+            await part.skip()
+    finally:
+        await events.aclose()
+
+
+async def _events(chunks: AsyncIterable[bytes], parser: MultipartParser) -> AsyncGenerator[Event, None]:
+    async for chunk in chunks:
+        for event in parser.feed(chunk):
+            yield event
+    parser.finish()
