@@ -25,6 +25,7 @@ from harmony.dimse.sop_class import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 __all__ = [
     "MAXIMUM_FILE_META_SIZE",
     "FileMeta",
+    "FileMetaIncomplete",
     "Part10Error",
     "encode_file_meta",
     "read_file_meta",
@@ -55,8 +56,8 @@ class Part10Error(ValueError):
     """No file meta information that could be used; the message says what is wrong and at which byte."""
 
 
-class _EndsTooEarly(Part10Error):
-    """The bytes given end inside group 0002: more of the file may help."""
+class FileMetaIncomplete(Part10Error):
+    """The bytes given end inside group 0002, or with it: more of the file may help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def read_file_meta_from(path: str | os.PathLike[str]) -> FileMeta:
         data = file.read(_FIRST_READ)
         try:
             meta = read_file_meta(data)
-        except _EndsTooEarly:
+        except FileMetaIncomplete:
             meta = None
         # Two bytes behind the group show that it ends there; at the end of the file there are none to see.
         if len(data) == _FIRST_READ and (meta is None or meta.data_set_offset > len(data) - 2):
@@ -110,7 +111,8 @@ def read_file_meta(data: bytes | bytearray | memoryview) -> FileMeta:
 
     transfer_syntax_uid = text(0x0010)
     if not transfer_syntax_uid:
-        raise Part10Error("file meta information without Transfer Syntax UID (0002,0010)")
+        message = "file meta information without Transfer Syntax UID (0002,0010)"
+        raise FileMetaIncomplete(message) if end >= len(data) - 1 else Part10Error(message)
     return FileMeta(
         transfer_syntax_uid=transfer_syntax_uid,
         media_storage_sop_class_uid=text(0x0002),
@@ -143,7 +145,7 @@ def _read_group(data: bytes | bytearray | memoryview, offset: int) -> tuple[dict
                 f"{MAXIMUM_FILE_META_SIZE} bytes"
             )
         if end > size:
-            raise _EndsTooEarly(
+            raise FileMetaIncomplete(
                 f"(0002,{number:04X}) at byte {offset}: length {length} exceeds remaining {size - value_offset}"
             )
         elements[number] = bytes(data[value_offset:end])
@@ -159,7 +161,7 @@ def _read_header(
     """Where the value of the element at `offset` begins, the element number, and the length of the value."""
     remaining = len(data) - offset
     if remaining < 8:
-        raise _EndsTooEarly(f"element at byte {offset}: {remaining} bytes left, a header has 8")
+        raise FileMetaIncomplete(f"element at byte {offset}: {remaining} bytes left, a header has 8")
     if not explicit:
         _, number, length = _IMPLICIT.unpack_from(data, offset)
         return offset + 8, number, length
@@ -167,7 +169,7 @@ def _read_header(
     if vr not in _LONG_VRS:
         return offset + 8, number, length
     if remaining < 12:
-        raise _EndsTooEarly(f"element at byte {offset}: {remaining} bytes left, a header has 12")
+        raise FileMetaIncomplete(f"element at byte {offset}: {remaining} bytes left, a header has 12")
     return offset + 12, number, _LENGTH.unpack_from(data, offset + 8)[0]
 
 
