@@ -22,7 +22,7 @@ from harmony.dicom.scanner import HeaderScanner
 from harmony.dicom.uid import is_valid_uid, path_component
 from harmony.dimse.part10 import MAXIMUM_FILE_META_SIZE, FileMeta, Part10Error, read_file_meta
 
-__all__ = ["NotOurs", "read_stored_header"]
+__all__ = ["NotOurs", "read_header", "read_stored_header"]
 
 FIRST_READ_BYTES = 64 * 1024
 """Holds the header of nearly every object, and most small objects whole."""
@@ -75,6 +75,16 @@ def read_stored_header(root: str, path: str) -> IndexedInstance:
         pixel_data_offset=pixel_data_offset,
         header=header,
     )
+
+
+def read_header(path: str | os.PathLike[str]) -> Entity:
+    """Read the header of any Part 10 file. Raises NotOurs when it is none, and OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        meta, data = _file_meta(fd, os.read(fd, FIRST_READ_BYTES))
+        return _header(fd, data, meta, os.fstat(fd).st_size)[1]
+    finally:
+        os.close(fd)
 
 
 def _file_meta(fd: int, data: bytes) -> tuple[FileMeta, bytes]:
