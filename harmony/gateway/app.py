@@ -103,6 +103,10 @@ class Gateway:
             with _explained(f"the index of the storage folder {path}"):
                 await asyncio.to_thread(index.open, _reporting(path))
             self._inner.append(_closing(index))
+        for folders in assembly.retrieved.values():
+            with _explained(str(folders)):
+                await folders.start()
+            self._inner.append(folders.stop)
         for backend in assembly.backends:
             with _explained(str(backend)):
                 await backend.start()
@@ -167,18 +171,13 @@ class Gateway:
                         "-k QueryRetrieveLevel=STUDY -k PatientName -k StudyInstanceUID"
                     )
         for network, address in self._assembly.http:
-            prefixes = sorted(
-                endpoint.options.path_prefix
-                for pipeline in self.config.pipelines.values()
-                for endpoint in pipeline.endpoints
-                if network in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
-            )
             scheme = "https" if address.tls else "http"
             shown = "127.0.0.1" if address.host in ("0.0.0.0", "::") else address.host
-            for prefix in prefixes:
+            for prefix, service in sorted(self._prefixes(network)):
                 url = f"{scheme}://{shown}:{address.port}{prefix.rstrip('/')}"
-                lines.append(f"  JMIX   {url}")
-                lines.append(f"         try: curl '{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip")
+                lines.append(f"  {service.upper():5}  {url}")
+                if service in _CURL:
+                    lines.append(f"         try: curl {_CURL[service].format(url=url)}")
             lines += self._management_greeting(network, f"{scheme}://{shown}:{address.port}")
         return lines
 
@@ -187,6 +186,21 @@ class Gateway:
             if its_network == network:
                 yield f"  ADMIN  {url}{base_path.rstrip('/')}, {url}/health, {url}/metrics"
                 yield f"         try: curl {url}/health"
+
+    def _prefixes(self, network: str) -> set[tuple[str, str]]:
+        """Path prefix and service of the HTTP endpoints on a network."""
+        return {
+            (endpoint.options.path_prefix, endpoint.service)
+            for pipeline in self.config.pipelines.values()
+            for endpoint in pipeline.endpoints
+            if network in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
+        }
+
+
+_CURL = {
+    "http": "-X POST {url}/echo",
+    "jmix": "'{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip",
+}
 
 
 @contextlib.contextmanager

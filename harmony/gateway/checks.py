@@ -141,7 +141,7 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
         if len(pipeline.backends) > 1:
             message = f"lists {len(pipeline.backends)} names; more than one backend {NOT_AVAILABLE}"
             found.append(pipeline.origin.problem("backends", message))
-        if pipeline.backends and (needed := _missing_on_the_way(pipeline)):
+        if needed := _missing_on_the_way(pipeline):
             found.append(pipeline.origin.problem("backends", needed))
         for endpoint in pipeline.endpoints:
             if (Role.ENDPOINT, endpoint.service) not in SUPPORTED:
@@ -169,8 +169,17 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
 
 def _missing_on_the_way(pipeline: Pipeline) -> str:
     """Why what this version's endpoints receive would never reach a pipeline's backend; "" when it does."""
+    services = {endpoint.service for endpoint in pipeline.endpoints}
+    if not pipeline.backends:
+        return (
+            f'is []; an http endpoint without a "dicom_scu" backend {NOT_AVAILABLE}'
+            if "http" in services
+            else ""
+        )
     name = show(pipeline.backends[0].name)
-    if any(endpoint.service == "jmix" for endpoint in pipeline.endpoints):
+    if "http" in services and pipeline.backends[0].service != "dicom_scu":
+        return f'lists {name}; an http endpoint with another backend than "dicom_scu" {NOT_AVAILABLE}'
+    if "jmix" in services:
         return f"lists {name}; forwarding the requests of a jmix endpoint {NOT_AVAILABLE}, must be []"
     packs = any(middleware.type == "jmix_builder" for middleware in pipeline.left)
     if pipeline.backends[0].service == "dicom_scu" and packs:

@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 from harmony.archive.levels import Level
@@ -210,8 +210,9 @@ class DicomSCU:
 
     # Retrieving
 
-    async def retrieve(self, retrieve: Retrieve) -> Selection:
-        """C-GET or C-MOVE to ourselves, which begins when the first instance is asked for.
+    async def retrieve(self, retrieve: Retrieve, *, mode: Literal["get", "move"] | None = None) -> Selection:
+        """C-GET or C-MOVE to ourselves, which begins when the first instance is asked for. mode: which of them, for
+        once; None: dimse_retrieve_mode.
 
         Raises AssociationError when the PACS is not to be had. So do the instances; and DimseError for a retrieve that
         failed as a whole.
@@ -232,7 +233,7 @@ class DicomSCU:
             pairs = storage_contexts.known_pairs(surveyed.sop_classes, surveyed.transfer_syntaxes)
         else:
             pairs = storage_contexts.all_pairs()
-        if self.options.dimse_retrieve_mode == "get":
+        if (mode or self.options.dimse_retrieve_mode) == "get":
             perform = partial(self._get, retrieve, pairs, arrivals, progress)
         else:
             perform = partial(self._move_here, retrieve, arrivals, progress)

@@ -53,7 +53,7 @@ class PrefixOptions(Table, frozen=True):
 
 
 class HttpEndpointOptions(PrefixOptions, frozen=True):
-    pass
+    max_upload_bytes: ByteCount = DEFAULT_LARGEST_UPLOAD_BYTES
 
 
 class EchoEndpointOptions(PrefixOptions, frozen=True):
@@ -208,7 +208,10 @@ class DicomScuOptions(Table, frozen=True):
     """Other than the loopback interface by default: what is to be retrieved comes from the PACS."""
     incoming_store_port: Port = 11123
     persistent_store_scp: bool = False
-    storage_dir: Path = Path(STORAGE, "dimse")
+    storage_dir: Path = Path(STORAGE, "retrieved")
+    """Where an http endpoint puts what it retrieves. Not the folder of an archive, which is no place for copies."""
+    retrieve_ttl_secs: Annotated[float, Meta(ge=0, le=31_536_000)] = 3600.0
+    """How long that is kept; 0: for ever."""
     connect_timeout_secs: Seconds = 30.0
     timeout_secs: TimeoutSecs | None = None
     max_retries: Retries | None = None
@@ -381,6 +384,7 @@ KINDS = (
 SUPPORTED = frozenset(
     {
         (Role.ENDPOINT, "dicom_scp"),
+        (Role.ENDPOINT, "http"),
         (Role.ENDPOINT, "jmix"),
         (Role.ENDPOINT, "management"),
         (Role.BACKEND, "dicom_scu"),

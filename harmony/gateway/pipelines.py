@@ -22,6 +22,7 @@ from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.dicom_scu import DicomSCU
+from harmony.gateway.dimse_bridge import DimseBridge
 from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
@@ -30,11 +31,13 @@ from harmony.gateway.management import Management, serves_management
 from harmony.gateway.options import (
     DicomScpOptions,
     DicomScuOptions,
+    HttpEndpointOptions,
     JmixBackendOptions,
     JmixBuilderOptions,
     JmixEndpointOptions,
     StorageBackendOptions,
 )
+from harmony.gateway.retrieved import RetrievedFolders
 from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.http import RouteConflict, Router
@@ -58,6 +61,8 @@ class Assembly:
     envelope_stores: dict[Path, EnvelopeStore] = field(default_factory=dict)
     indexes: dict[Path, ArchiveIndex] = field(default_factory=dict)
     """By the storage folder."""
+    retrieved: dict[Path, RetrievedFolders] = field(default_factory=dict)
+    """By their root."""
     backends: list[Backend] = field(default_factory=list)
     dicom: list[DicomListener] = field(default_factory=list)
     routers: dict[str, Router] = field(default_factory=dict)
@@ -111,6 +116,9 @@ class _Assembler:
                     )
             elif isinstance(endpoint.options, JmixEndpointOptions):
                 self._add_jmix(pipeline, endpoint, endpoint.options)
+            elif isinstance(endpoint.options, HttpEndpointOptions):
+                for configured in pipeline.backends[:1]:
+                    self._add_bridge(endpoint, configured)
 
     def _share_store_ports(self) -> None:
         """Where a PACS sends to a port that endpoints listen on, they receive for our retrieves as well."""
@@ -204,12 +212,28 @@ class _Assembler:
         )
         if self.assembly.management is not None:
             self.assembly.management.watch_studies(pipeline.name, endpoint.name, studies)
-        jmix = JmixEndpoint(endpoint, envelopes, studies)
+        self._add_routes(endpoint, JmixEndpoint(endpoint, envelopes, studies))
+
+    def _add_bridge(self, endpoint: Endpoint, configured: config.Backend) -> None:
+        pacs = self._pacs(configured)
+        folders = self._retrieved(configured, pacs)
+        limit = self.config.max_body_bytes
+        self._add_routes(endpoint, DimseBridge(endpoint, pacs, folders, max_body_bytes=limit))
+
+    def _add_routes(self, endpoint: Endpoint, served: JmixEndpoint | DimseBridge) -> None:
         for network in endpoint.networks:
             try:
-                jmix.add_routes(self.assembly.routers.setdefault(network, Router()))
+                served.add_routes(self.assembly.routers.setdefault(network, Router()))
             except RouteConflict as error:
                 raise ConfigError([endpoint.origin.problem("options.path_prefix", str(error))]) from error
+
+    def _retrieved(self, configured: config.Backend, pacs: DicomSCU) -> RetrievedFolders:
+        root, ttl_s = _place(pacs.options.storage_dir), pacs.options.retrieve_ttl_secs
+        folders = self.assembly.retrieved.setdefault(root, RetrievedFolders(root, ttl_s=ttl_s))
+        if folders.ttl_s != ttl_s:
+            message = f"is {ttl_s:g}, must be {folders.ttl_s:g}, as elsewhere with this storage_dir"
+            raise ConfigError([configured.origin.problem("options.retrieve_ttl_secs", message)])
+        return folders
 
     def _archives(self) -> Iterator[Path]:
         """The folders in which studies may be."""

@@ -151,6 +151,47 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "middleware", "backend", "message"),
+    [
+        ("http", "", "", 'backends is []; an http endpoint without a "dicom_scu" backend'),
+        ("http", "", "storage", 'backends lists "b"; an http endpoint with another backend than "dicom_scu"'),
+        ("jmix", "", "dicom_scu", 'backends lists "b"; forwarding the requests of a jmix endpoint'),
+        (
+            "http",
+            '"jmix_builder"',
+            "dicom_scu",
+            'backends lists "b", a PACS; packing what is sent to one with a jmix_',
+        ),
+        ("http", '"passthru"', "dicom_scu", None),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, endpoint, middleware, backend, message):
+    path = tmp_path / "config.toml"
+    backends = f"""
+        [backends.b]
+        service = "{backend}"
+        {'options = { aet = "PACS", host = "h" }' if backend == "dicom_scu" else ""}
+    """
+    path.write_text(f"""
+        [proxy]
+        id = "x"
+        [network.n.http]
+        [pipelines.p]
+        networks = ["n"]
+        endpoints = ["e"]
+        middleware = [{middleware}]
+        backends = [{'"b"' if backend else ""}]
+        [endpoints.e]
+        service = "{endpoint}"
+        options.path_prefix = "/x"
+        {backends if backend else ""}
+    """)
+    found = [f"{each.key} {each.message}" for each in unsupported(load(path, env={}))]
+    assert len(found) == (message is not None)
+    assert all(each.startswith(message) for each in found)
+
+
 def test_everything_in_the_default_and_the_example_is_supported():
     assert unsupported(load(None, env={})) == []
     assert unsupported(load(EXAMPLE, env={})) == []

@@ -84,7 +84,7 @@ use_tls = false
         host="localhost",
         port=4242,
         local_aet="HARMONY_SCU",
-        storage_dir=loaded.storage_path / "dimse",
+        storage_dir=loaded.storage_path / "retrieved",
     )
     assert (backend.target.host, backend.target.port, backend.target.protocol) == ("localhost", 4242, "dicom")
     assert not backend.target.tls

@@ -129,6 +129,38 @@ def start_storescp(
 
 
 @pytest.fixture
+def start_dcmqrscp(
+    require_peer: Callable[[str], str], free_ports: Callable[[int], list[int]], tmp_path: Path
+) -> Iterator[Callable[..., int]]:
+    """start_dcmqrscp({"HARMONY": port}, option...) -> its port; an empty DCMTK archive with the AE title ARCHIVE.
+
+    It moves to the AE titles given, which are expected at these ports.
+    """
+    with ExitStack() as running:
+
+        def start(destinations: Mapping[str, int], *options: str) -> int:
+            (port,) = free_ports(1)
+            folder = tmp_path / f"dcmqrscp-{port}"
+            folder.mkdir()
+            hosts = "\n".join(
+                f"host{number} = ({title}, 127.0.0.1, {there})"
+                for number, (title, there) in enumerate(destinations.items())
+            )
+            configuration = tmp_path / f"dcmqrscp-{port}.cfg"
+            configuration.write_text(
+                f"NetworkTCPPort = {port}\nMaxPDUSize = 131072\nMaxAssociations = 16\n"
+                f"HostTable BEGIN\n{hosts}\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+                f"AETable BEGIN\nARCHIVE {folder} RW (1000, 1024mb) ANY\nAETable END\n"
+            )
+            command = [require_peer("dcmqrscp"), "-c", configuration, *options]
+            log = tmp_path / f"dcmqrscp-{port}.log"
+            running.enter_context(_running(command, log=log, ports=[port], env={"TCP_NODELAY": "1"}))
+            return port
+
+        yield start
+
+
+@pytest.fixture
 def start_orthanc(
     require_peer: Callable[[str], str], free_ports: Callable[[int], list[int]], tmp_path: Path
 ) -> Iterator[Callable[..., Peer]]:

@@ -6,11 +6,6 @@ retrieved again by C-GET and C-MOVE, byte by byte in the transfer syntax in whic
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,54 +100,6 @@ IMAGES = [
 
 
 # The archives
-
-
-@pytest.fixture
-def start_dcmqrscp(require_peer, free_ports, tmp_path):
-    """start_dcmqrscp({"HARMONY": port}, option...) -> its port; an empty DCMTK archive with the AE title ARCHIVE."""
-    with contextlib.ExitStack() as running:
-
-        def start(destinations, *options):
-            (port,) = free_ports(1)
-            folder = tmp_path / f"dcmqrscp-{port}"
-            folder.mkdir()
-            hosts = "\n".join(
-                f"host{number} = ({title}, 127.0.0.1, {there})"
-                for number, (title, there) in enumerate(destinations.items())
-            )
-            configuration = tmp_path / f"dcmqrscp-{port}.cfg"
-            configuration.write_text(
-                f"NetworkTCPPort = {port}\nMaxPDUSize = 131072\nMaxAssociations = 16\n"
-                f"HostTable BEGIN\n{hosts}\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
-                f"AETable BEGIN\nARCHIVE {folder} RW (1000, 1024mb) ANY\nAETable END\n"
-            )
-            log = running.enter_context((tmp_path / f"dcmqrscp-{port}.log").open("wb"))
-            process = subprocess.Popen(
-                [require_peer("dcmqrscp"), "-c", str(configuration), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **NO_DELAY},
-                start_new_session=True,
-            )
-            running.callback(stop, process)
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    return port
-                except OSError:
-                    assert time.monotonic() < deadline, "dcmqrscp does not listen"
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    pytest.fail(f"dcmqrscp ended with {process.wait(timeout=0.02)}")
-
-        yield start
-
-
-def stop(process):
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
 
 
 @pytest.fixture
