@@ -13,6 +13,7 @@ import inspect
 import os
 import pkgutil
 import re
+import signal
 import socket
 import ssl
 import struct
@@ -29,8 +30,10 @@ import harmony
 import harmony.dimse
 import harmony.ul
 from harmony.archive.files import FileStore
+from harmony.dicom.json_model import encode_data_set
 from harmony.dimse import (
     SUCCESS_OUTCOME,
+    AssociationPool,
     AsyncSink,
     BytesSink,
     CFindRQ,
@@ -47,6 +50,7 @@ from harmony.dimse import (
     scu,
     serve,
     sop_class,
+    store_many,
 )
 from harmony.dimse.command import decode
 from harmony.gateway.local_archive import LocalArchive
@@ -73,6 +77,7 @@ IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
+MR = "1.2.840.10008.5.1.4.1.1.4"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
@@ -183,6 +188,41 @@ def write_file(path: Path, *, sop_class_uid: str, number: int, data: bytes = b""
     return path
 
 
+def write_study(folder: Path, study: int, patient: str, count: int) -> dict[str, bytes]:
+    """CT and MR images by turns, a series of each; the data sets by the names that the programs give the files."""
+    folder.mkdir(exist_ok=True)
+    written: dict[str, bytes] = {}
+    for index in range(count):
+        number, series = 100 * study + index, 10 * study + index % 2
+        keys = {
+            "SOPClassUID": (CT, MR)[index % 2],
+            "SOPInstanceUID": f"2.25.{number}",
+            "StudyDate": f"202601{study:02}",
+            "StudyTime": "0304",
+            "AccessionNumber": f"A{study}",
+            "Modality": ("CT", "MR")[index % 2],
+            "PatientName": f"Doe^{patient}",
+            "PatientID": patient,
+            "StudyInstanceUID": f"2.25.{study}",
+            "SeriesInstanceUID": f"2.25.{series}",
+            "StudyID": f"S{study}",
+            "SeriesNumber": series,
+            "InstanceNumber": index + 1,
+        }
+        data = encode_data_set({name: {"Value": [value]} for name, value in keys.items()}, EXPLICIT)
+        path = folder / f"{number}.dcm"
+        write_file(path, sop_class_uid=(CT, MR)[index % 2], number=number, data=data)
+        written[f"2.25.{number}.dcm"] = data
+    return written
+
+
+def data_sets(folder: Path) -> dict[str, bytes]:
+    """What a program has written: data sets by file name."""
+    return {
+        path.name: path.read_bytes()[read_file_meta_from(path).data_set_offset :] for path in folder.iterdir()
+    }
+
+
 # The programs ---------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +230,7 @@ def write_file(path: Path, *, sop_class_uid: str, number: int, data: bytes = b""
 def test_help_says_how_to_run_it_with_dcmtk(name: str) -> None:
     help_text = run(name, "--help").stdout
     assert f"python examples/embedding/{name} 127.0.0.1 11112" in help_text
-    assert re.search(r"\b(storescu|findscu|storescp)\b", help_text)
+    assert re.search(r"\b(storescu|findscu|storescp|dcmqrscp)\b", help_text)
     assert "host" in help_text
     assert "port" in help_text
 
@@ -277,7 +317,9 @@ async def test_scu_takes_a_second_association_beyond_128_contexts(tmp_path: Path
     services.store(keep)
     services.on_association(established=associations.append)
     async with serve(services, ae_title="ARCHIVE", port=0) as server:
-        await run_beside("send_folder.py", "127.0.0.1", server.port, tmp_path, "--called", "ARCHIVE")
+        await run_beside(
+            "send_folder.py", "127.0.0.1", server.port, tmp_path, "--called", "ARCHIVE", "--connections", 1
+        )
     assert received == {f"2.25.{number}" for number in range(130)}
     assert len(associations) == 2
 
@@ -301,11 +343,12 @@ async def test_scu_reports_each_refused_file_and_goes_on(tmp_path: Path) -> None
     assert said[str(tmp_path / "1.dcm")] == "0x0000 Success"
     assert said[str(tmp_path / "2.dcm")].startswith("0xA700")
     assert said[str(tmp_path / "3.dcm")].startswith("0xB000")
-    assert said[str(tmp_path / "4.dcm")].startswith("not sent, no presentation context for 2.25.99")
+    assert said[str(tmp_path / "4.dcm")].startswith("not stored, no presentation context for 2.25.99")
     assert "4 of 4, 2 failed" in done.stderr
 
 
-async def test_scu_reports_the_rest_when_the_association_is_lost(tmp_path: Path) -> None:
+async def test_scu_goes_on_when_an_association_is_lost(tmp_path: Path) -> None:
+    """On another one, where the instance that was under way is tried once more."""
     for number in (1, 2, 3):
         write_file(tmp_path / f"{number}.dcm", sop_class_uid=CT, number=number)
 
@@ -314,20 +357,48 @@ async def test_scu_reports_the_rest_when_the_association_is_lost(tmp_path: Path)
             request.association.abort()
         return BytesSink(lambda _: SUCCESS_OUTCOME)
 
+    associations: list[object] = []
     services = Services()
     services.store(open_sink)
+    services.on_association(established=associations.append)
     async with serve(services, port=0) as server:
-        done = await run_beside("send_folder.py", "127.0.0.1", server.port, tmp_path, status=1)
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("0x0000 Success")
-    assert [line.startswith("not sent, aborted by the peer") for line in lines[1:]] == [True, True]
+        done = await run_beside(
+            "send_folder.py", "127.0.0.1", server.port, tmp_path, "--connections", 1, status=1
+        )
+    said = dict(reversed(line.rsplit(": ", 1)) for line in done.stdout.splitlines())
+    assert said[str(tmp_path / "1.dcm")] == said[str(tmp_path / "3.dcm")] == "0x0000 Success"
+    assert said[str(tmp_path / "2.dcm")].startswith("not stored, aborted by the peer")
+    assert len(associations) == 3
+
+
+async def test_scu_uses_several_associations_at_once(tmp_path: Path) -> None:
+    for number in range(12):
+        write_file(tmp_path / f"{number}.dcm", sop_class_uid=CT, number=number)
+    associations: list[object] = []
+    three_are_here = asyncio.Event()
+    together: set[object] = set()
+
+    async def answer_when_three_store(request: StoreRequest) -> Outcome:
+        together.add(request.association)
+        if len(together) == 3:
+            three_are_here.set()
+        await three_are_here.wait()  # for ever, if they came one after the other
+        return SUCCESS_OUTCOME
+
+    services = Services()
+    services.store(lambda request: BytesSink(lambda _: answer_when_three_store(request)))
+    services.on_association(established=associations.append)
+    async with serve(services, port=0) as server:
+        done = await run_beside("send_folder.py", "127.0.0.1", server.port, tmp_path, "--connections", 3)
+    assert "12 of 12, 0 failed" in done.stderr
+    assert len(associations) == 3
 
 
 def test_scu_without_a_peer_or_without_files(free_port: int, tmp_path: Path) -> None:
     run("send_folder.py", "127.0.0.1", free_port, tmp_path, status=2)
     write_file(tmp_path / "1.dcm", sop_class_uid=CT, number=1)
     done = run("send_folder.py", "127.0.0.1", free_port, tmp_path, status=1)
-    assert done.stdout.startswith("not sent, cannot connect to 127.0.0.1:")
+    assert done.stdout.startswith("not stored, cannot connect to 127.0.0.1:")
 
 
 def test_hashing_sink_prints_the_hash_of_the_data_set(
@@ -439,6 +510,177 @@ def test_find_scp_with_dcmtk(start: Callable[..., Listening], require_peer: Call
     assert "Received Final Find Response (Cancel" in done.stdout + done.stderr
 
 
+HEADING = "StudyInstanceUID\tStudyDate\tPatientID\tPatientName"
+
+
+def test_find_studies_prints_what_the_archive_has(start: Callable[..., Listening], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    write_study(folder, 1, "EX1", 3)
+    write_study(folder, 2, "EX2", 1)
+    write_study(folder, 3, "OTHER", 1)
+    (folder / "notes.txt").write_text("not DICOM")
+    scp = start("query_retrieve_scp.py", folder)
+    one, two = "2.25.1\t20260101\tEX1\tDoe^EX1", "2.25.2\t20260102\tEX2\tDoe^EX2"
+
+    def found(*keys: str) -> list[str]:
+        return run("find_studies.py", "127.0.0.1", scp.port, *keys).stdout.splitlines()
+
+    assert found("PatientID=EX*") == [HEADING, one, two]
+    assert found("PatientID=EX*", "StudyDate=20260102-") == [HEADING, two]
+    assert found("PatientName=doe^ex1", "AccessionNumber") == [f"{HEADING}\tAccessionNumber", f"{one}\tA1"]
+    assert found("StudyInstanceUID=2.25.2\\2.25.4") == [HEADING, two]
+    assert found("PatientID=NOBODY") == [HEADING]
+    assert "passed over" in scp.stop()
+
+
+def test_find_studies_takes_no_more_than_it_wants(start: Callable[..., Listening]) -> None:
+    scp = start("find_scp.py", "--matches", 10**9)
+    done = run("find_studies.py", "127.0.0.1", scp.port, "--limit", 2)
+    assert done.stdout.splitlines() == [
+        HEADING,
+        "2.25.1\t\tEX1\tExample^Patient",
+        "2.25.2\t\tEX2\tExample^Patient",
+    ]
+    assert scp.stop() == ""
+
+
+def test_find_studies_says_why_there_are_none(
+    start: Callable[..., Listening], free_port: int, tmp_path: Path
+) -> None:
+    assert "cannot connect" in run("find_studies.py", "127.0.0.1", free_port, status=1).stderr
+    assert "NoSuchKey" in run("find_studies.py", "127.0.0.1", free_port, "NoSuchKey=1", status=2).stderr
+    storage = start("hashing_sink.py")
+    done = run("find_studies.py", "127.0.0.1", storage.port, status=1)
+    assert "no presentation context" in done.stderr
+    scp = start("query_retrieve_scp.py", tmp_path)
+    done = run("find_studies.py", "127.0.0.1", scp.port, "StudyDate=yesterday", status=1)
+    assert done.stderr.startswith("0xA900")
+
+
+def test_get_study_retrieves_it_byte_for_byte(start: Callable[..., Listening], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    study = write_study(folder, 1, "EX1", 5)
+    write_study(folder, 2, "EX2", 1)
+    scp = start("query_retrieve_scp.py", folder)
+    got = run("get_study.py", "127.0.0.1", scp.port, "2.25.1", tmp_path / "got")
+    assert got.stdout == "5 instances retrieved\n"
+    assert data_sets(tmp_path / "got") == study
+    nothing = run("get_study.py", "127.0.0.1", scp.port, "2.25.9", tmp_path / "nothing", status=1)
+    assert nothing.stdout == "0 instances retrieved\n"
+    assert scp.stop() == ""
+
+
+def test_get_study_retrieves_what_is_compressed(
+    start: Callable[..., Listening], samples: list[Any], tmp_path: Path
+) -> None:
+    """Samples that pydicom ships, each in the transfer syntax in which it is stored."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    sample = next(sample for sample in samples if sample.transfer_syntax_uid == "1.2.840.10008.1.2.4.50")
+    (folder / "jpeg.dcm").symlink_to(sample.path)
+    scp = start("query_retrieve_scp.py", folder)
+    (line,) = run("find_studies.py", "127.0.0.1", scp.port).stdout.splitlines()[1:]
+    address = "127.0.0.1", scp.port, line.split("\t")[0]
+    run("get_study.py", *address, tmp_path / "got", "--sop-class", sample.sop_class_uid)
+    assert data_sets(tmp_path / "got") == {f"{sample.sop_instance_uid}.dcm": on_the_wire(sample)}
+
+
+def test_get_study_takes_more_kinds_than_there_are_contexts(
+    start: Callable[..., Listening], tmp_path: Path
+) -> None:
+    study = write_study(tmp_path / "images", 1, "EX1", 2)
+    scp = start("query_retrieve_scp.py", tmp_path / "images")
+    more = [option for number in range(5) for option in ("--sop-class", f"2.25.9.{number}")]
+    run("get_study.py", "127.0.0.1", scp.port, "2.25.1", tmp_path / "got", *more)
+    assert data_sets(tmp_path / "got") == study
+
+
+def test_get_study_reports_what_is_gone(start: Callable[..., Listening], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    write_study(folder, 1, "EX1", 3)
+    scp = start("query_retrieve_scp.py", folder)
+    (folder / "101.dcm").unlink()
+    got = run("get_study.py", "127.0.0.1", scp.port, "2.25.1", tmp_path / "got", status=1)
+    assert "failed: 2.25.101" in got.stderr
+    assert set(data_sets(tmp_path / "got")) == {"2.25.100.dcm", "2.25.102.dcm"}
+
+
+def test_move_study_retrieves_to_itself(
+    start: Callable[..., Listening], free_port: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    study = write_study(folder, 1, "EX1", 5)
+    write_study(folder, 2, "EX2", 1)
+    scp = start("query_retrieve_scp.py", folder, "--destination", f"MOVER=127.0.0.1:{free_port}")
+    listen = ["--bind", "127.0.0.1", "--listen", free_port]
+    address = "127.0.0.1", scp.port, "2.25.1"
+    moved = run("move_study.py", *address, tmp_path / "moved", "--calling", "MOVER", *listen)
+    assert moved.stdout == "5 instances retrieved\n"
+    assert data_sets(tmp_path / "moved") == study
+    unknown = run("move_study.py", *address, tmp_path / "unknown", "--calling", "OTHER", *listen, status=1)
+    assert unknown.stderr.startswith("0xA801")
+    assert scp.stop() == ""
+
+
+def run_dcmtk(path: str, *arguments: object, status: int = 0) -> str:
+    done = subprocess.run(
+        [path, *map(str, arguments)], capture_output=True, text=True, timeout=END_TIMEOUT_S, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_query_retrieve_scp_with_dcmtk(
+    start: Callable[..., Listening], require_peer: Callable[[str], str], free_port: int, tmp_path: Path
+) -> None:
+    findscu, getscu, movescu = map(require_peer, ("findscu", "getscu", "movescu"))
+    folder = tmp_path / "images"
+    study = write_study(folder, 1, "EX1", 3)
+    write_study(folder, 2, "EX2", 1)
+    scp = start("query_retrieve_scp.py", folder, "--destination", f"MOVESCU=127.0.0.1:{free_port}")
+    address = "127.0.0.1", scp.port
+    keys = ["-k", "QueryRetrieveLevel=IMAGE", "-k", "StudyInstanceUID=2.25.1", "-k", "SOPInstanceUID"]
+    said = run_dcmtk(findscu, "-v", "-S", *keys, *address)
+    assert [f"[2.25.{number}]" in said for number in (100, 101, 102, 200)] == [True, True, True, False]
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=2.25.1"]
+    for program, options in (getscu, []), (movescu, ["-aem", "MOVESCU", "+P", free_port]):
+        received = tmp_path / Path(program).name
+        received.mkdir()
+        run_dcmtk(program, "-S", "-od", received, *options, *keys, *address)
+        assert sorted(data_sets(received).values()) == sorted(study.values())
+    said = run_dcmtk(findscu, "-v", "-S", "-k", "QueryRetrieveLevel=PATIENT", *address)
+    assert "DataSetDoesNotMatchSOPClass" in said  # 0xA900 has the words of C-STORE here
+    assert scp.stop() == ""
+
+
+def test_send_find_get_and_move_with_dcmqrscp(
+    require_peer: Callable[[str], str], free_ports: Callable[[int], list[int]], tmp_path: Path
+) -> None:
+    port, listen = free_ports(2)
+    folder, configuration = tmp_path / "archive", tmp_path / "dcmqrscp.cfg"
+    folder.mkdir()
+    configuration.write_text(
+        f"NetworkTCPPort = {port}\nMaxPDUSize = 131072\nMaxAssociations = 16\n"
+        f"HostTable BEGIN\nmover = (MOVER, 127.0.0.1, {listen})\nHostTable END\n"
+        "VendorTable BEGIN\nVendorTable END\n"
+        f"AETable BEGIN\nARCHIVE {folder} RW (100, 1024mb) ANY\nAETable END\n"
+    )
+    study = write_study(tmp_path / "images", 1, "EX1", 5)
+    write_study(tmp_path / "images", 2, "EX2", 1)
+    titles = ["--called", "ARCHIVE", "--calling", "MOVER"]
+    with listening([require_peer("dcmqrscp"), "-c", str(configuration)], port):
+        sent = run("send_folder.py", "127.0.0.1", port, tmp_path / "images", *titles, "--connections", 1)
+        assert sent.stdout.count("0x0000 Success") == 6
+        found = run("find_studies.py", "127.0.0.1", port, "PatientID=EX1", *titles)
+        assert found.stdout.splitlines() == [HEADING, "2.25.1\t20260101\tEX1\tDoe^EX1"]
+        arguments = "127.0.0.1", port, "2.25.1"
+        run("get_study.py", *arguments, tmp_path / "got", *titles)
+        assert data_sets(tmp_path / "got") == study
+        where = ["--bind", "127.0.0.1", "--listen", listen]
+        run("move_study.py", *arguments, tmp_path / "moved", *titles, *where)
+        assert data_sets(tmp_path / "moved") == study
+
+
 async def test_bare_core_echoes_with_harmony() -> None:
     async with serve(Services(), ae_title="ARCHIVE", port=0) as server:
         done = await run_beside("bare_upper_layer.py", "127.0.0.1", server.port, "--called", "ARCHIVE")
@@ -463,13 +705,7 @@ def test_bare_core_without_a_peer(free_port: int) -> None:
 def test_bare_core_and_folder_with_dcmtk(
     require_peer: Callable[[str], str], free_port: int, samples: list[Any], tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(
-        [require_peer("storescp"), "-v", "+B", "+xa", "-od", str(tmp_path), str(free_port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until_it_listens(free_port, process)
+    with listening([require_peer("storescp"), "+B", "+xa", "-od", str(tmp_path), str(free_port)], free_port):
         assert run("bare_upper_layer.py", "127.0.0.1", free_port).stdout == "0x0000 Success\n"
         paths = [
             sample.path
@@ -477,11 +713,22 @@ def test_bare_core_and_folder_with_dcmtk(
             if sample.sop_class_uid.startswith("1.2.840.10008.5.1.4.1.1.")
             and sample.transfer_syntax_uid in (IMPLICIT, EXPLICIT)
         ]
-        done = run("send_folder.py", "127.0.0.1", free_port, *paths[:3])
+        done = run("send_folder.py", "127.0.0.1", free_port, *paths[:3], "--connections", 1)
         assert done.stdout.count("0x0000 Success") == 3
         assert len(list(tmp_path.iterdir())) == 3
+
+
+@contextlib.contextmanager
+def listening(command: list[str], port: int) -> Iterator[None]:
+    """A DCMTK server, from when it listens to the end of the block."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_until_it_listens(port, process)
+        yield
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # with a child for each association, where it forks
         process.wait()
 
 
@@ -493,7 +740,7 @@ def wait_until_it_listens(port: int, process: "subprocess.Popen[bytes]") -> None
             return
         except ConnectionRefusedError:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                pytest.fail(f"storescp ended with status {process.wait(0.02)}")
+                pytest.fail(f"{process.args!r} ended with status {process.wait(0.02)}")
 
 
 # docs/EMBEDDING.md ----------------------------------------------------------------------------------------------
@@ -619,9 +866,16 @@ def test_the_table_of_deadlines_has_the_defaults() -> None:
     table = rows(section(EMBEDDING, "Deadlines"))
     documented = {name: float(cells[0]) for name, cells in table.items() if name.endswith("_s")}
     assert documented == {field.name: field.default for field in fields(Timeouts)}
-    assert f"`response_s` of `associate`: {scu.DEFAULT_RESPONSE_S:g} seconds" in section(
-        EMBEDDING, "Deadlines"
-    )
+    text = section(EMBEDDING, "Deadlines")
+    assert f"`response_s` of `associate`: {scu.DEFAULT_RESPONSE_S:g} seconds" in text
+    assert f"`cancel_s` of `find`, `get` and `move`: {constant('CANCEL_S')} seconds" in text
+
+
+def test_the_pool_keeps_and_checks_as_documented() -> None:
+    parameters = inspect.signature(AssociationPool).parameters
+    text = section(EMBEDDING, "An association pool and many files").replace("\n", " ")
+    assert f"{parameters['idle_s'].default:g} seconds (`idle_s`)" in text
+    assert f"more than {parameters['check_after_s'].default:g} (`check_after_s`)" in text
 
 
 def constant(name: str) -> int:
@@ -651,6 +905,8 @@ def test_the_table_of_limits_has_the_defaults() -> None:
         "BytesSink(maximum_bytes=)": default_of(BytesSink, "maximum_bytes"),
         "AsyncSink(maximum_buffered_bytes=)": default_of(AsyncSink, "maximum_buffered_bytes"),
         "responses that wait for an Invocation to be iterated": constant("WAITING_RESPONSES_LIMIT"),
+        "AssociationPool(maximum_associations=)": default_of(AssociationPool, "maximum_associations"),
+        "store_many(connections=)": default_of(store_many, "connections"),
     }
     text = section(EMBEDDING, "Limits")
     assert f"({harmony.ul.DEFAULT_MAXIMUM_LENGTH})" in text
@@ -699,6 +955,18 @@ def test_the_document_names_only_members_that_exist() -> None:
         for name, argument in arguments
         if argument not in inspect.signature(public[name]).parameters
     }
+
+
+def test_the_codec_and_the_matching_need_only_the_standard_library() -> None:
+    program = (
+        "import sys; before = set(sys.modules)\n"
+        "import harmony.dicom.json_model, harmony.archive.matching, harmony.archive.projection\n"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) - {"harmony"} <= sys.stdlib_module_names
 
 
 def instance(thing: Any) -> dict[str, Any]:
