@@ -648,6 +648,12 @@ def test_query_retrieve_scp_with_dcmtk(
         received.mkdir()
         run_dcmtk(program, "-S", "-od", received, *options, *keys, *address)
         assert sorted(data_sets(received).values()) == sorted(study.values())
+    converted = tmp_path / "implicit"
+    converted.mkdir()
+    options = "-aem", "MOVESCU", "+P", free_port, "+xi"  # Implicit VR only
+    run_dcmtk(movescu, "-S", "-od", converted, *options, *keys, *address)
+    assert {read_file_meta_from(path).transfer_syntax_uid for path in converted.iterdir()} == {IMPLICIT}
+    assert len(list(converted.iterdir())) == len(study)
     said = run_dcmtk(findscu, "-v", "-S", "-k", "QueryRetrieveLevel=PATIENT", *address)
     assert "DataSetDoesNotMatchSOPClass" in said  # 0xA900 has the words of C-STORE here
     assert scp.stop() == ""
@@ -960,7 +966,8 @@ def test_the_document_names_only_members_that_exist() -> None:
 def test_the_codec_and_the_matching_need_only_the_standard_library() -> None:
     program = (
         "import sys; before = set(sys.modules)\n"
-        "import harmony.dicom.json_model, harmony.archive.matching, harmony.archive.projection\n"
+        "import harmony.dicom.json_model, harmony.dicom.transcode\n"
+        "import harmony.archive.matching, harmony.archive.projection\n"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run(

@@ -8,7 +8,8 @@ Then, with DCMTK, where `storescp -od received 11113` is the destination:
     getscu -S -od received -k QueryRetrieveLevel=STUDY -k StudyInstanceUID=1.2.3.4 127.0.0.1 11112
     movescu -S -aem STORESCP -k QueryRetrieveLevel=STUDY -k StudyInstanceUID=1.2.3.4 127.0.0.1 11112
 
-The folder is read once, at the start; the headers stay in memory. Instances go out as they are stored.
+The folder is read once, at the start; the headers stay in memory. Instances go out as they are stored; those that are
+not compressed, in another native transfer syntax where the receiver accepts only that.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from harmony.archive.matching import IdentifierError, compile_query
 from harmony.archive.projection import Projection
 from harmony.dicom.json_model import DataSetError, Model, decode_data_set, encode_data_set, text_of, texts_of
+from harmony.dicom.transcode import transcode
 from harmony.dimse import (
     STUDY_ROOT,
     CFindRQ,
@@ -145,9 +147,11 @@ async def main(host: str, port: int, folder: Path, destination: list[tuple[str, 
     archive, destinations = Archive(folder), dict(destination)
     services = Services()
     services.operation(CFindRQ, [STUDY_ROOT.find], find_handler(archive.find))
-    services.operation(CGetRQ, [STUDY_ROOT.get], get_handler(archive.select))
+    services.operation(CGetRQ, [STUDY_ROOT.get], get_handler(archive.select, transcode=transcode))
     services.store_as_scu()  # the sub-operations of a C-GET
-    mover = move_handler(archive.select, lambda ae_title, operation: destinations.get(ae_title))
+    mover = move_handler(
+        archive.select, lambda ae_title, operation: destinations.get(ae_title), transcode=transcode
+    )
     services.operation(CMoveRQ, [STUDY_ROOT.move], mover)
     async with serve(services, host=host, port=port) as server:
         print(f"listening on {host}:{server.port}", flush=True)
