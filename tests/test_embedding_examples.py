@@ -1,4 +1,4 @@
-"""The programs of examples/embedding, run as processes, and the two documents that speak of the library.
+"""The programs of examples/embedding, run as processes, and docs/EMBEDDING.md, which shows them.
 
 Each program runs as a user starts it: a process of its own, with warnings as errors. SCPs take port 0 and say where
 they listen, so nothing here waits for anything but what a program prints or its end.
@@ -16,7 +16,6 @@ import re
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,6 @@ import pytest
 import harmony
 import harmony.dimse
 import harmony.ul
-from harmony.archive.files import FileStore
 from harmony.dicom.json_model import encode_data_set
 from harmony.dimse import (
     SUCCESS_OUTCOME,
@@ -37,8 +35,6 @@ from harmony.dimse import (
     AsyncSink,
     BytesSink,
     CFindRQ,
-    CommandError,
-    CStoreRQ,
     DimseError,
     Outcome,
     Server,
@@ -49,12 +45,8 @@ from harmony.dimse import (
     read_file_meta_from,
     scu,
     serve,
-    sop_class,
     store_many,
 )
-from harmony.dimse.command import decode
-from harmony.gateway.local_archive import LocalArchive
-from harmony.gateway.options import DicomScpOptions
 from harmony.ul import (
     AcceptorLimits,
     AssociationRejected,
@@ -70,7 +62,6 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "embedding"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
 EMBEDDING = (ROOT / "docs" / "EMBEDDING.md").read_text()
-CONFORMANCE = (ROOT / "docs" / "CONFORMANCE.md").read_text()
 
 END_TIMEOUT_S = 60.0
 IMPLICIT = "1.2.840.10008.1.2"
@@ -1013,134 +1004,3 @@ def test_the_table_of_errors_is_the_hierarchy() -> None:
     assert documented == {
         (error.__name__, error.__base__.__name__) for error in public - described_in_the_text
     }
-
-
-# docs/CONFORMANCE.md --------------------------------------------------------------------------------------------
-
-
-def test_conformance_names_the_implementation() -> None:
-    text = rows(section(CONFORMANCE, "Implementation identification"))
-    assert text["Application context name"] == [f"`{harmony.ul.APPLICATION_CONTEXT_NAME}`"]
-    assert text["Implementation class UID"] == [f"`{harmony.IMPLEMENTATION_CLASS_UID}`"]
-    assert text["Implementation version name"] == [f"`{harmony.IMPLEMENTATION_VERSION_NAME}`"]
-    assert f"Harmony {harmony.__version__}:" in CONFORMANCE
-
-
-def test_conformance_counts_the_storage_sop_classes() -> None:
-    text = section(CONFORMANCE, "Presentation contexts")
-    assert f"the {len(sop_class.STORAGE_SOP_CLASSES)} storage SOP classes" in text
-
-
-def test_conformance_has_the_defaults_of_the_options() -> None:
-    """The gateway's column: `30 (artim_timeout_secs)` and the like."""
-    table = rows(section(CONFORMANCE, "Association policies"))
-    found = [
-        match.groups()
-        for cells in table.values()
-        if cells and (match := re.match(r"([\d.]+) \(`(\w+)`", cells[0]))
-    ]
-    names = [name for _, name in found]
-    assert {"max_pdu", "max_associations", "max_operations", "idle_timeout_secs"} <= set(names)
-    assert [float(value) for value, _ in found] == [getattr(DicomScpOptions(), name) for name in names]
-
-
-def test_conformance_has_the_defaults_of_the_library() -> None:
-    table = rows(section(CONFORMANCE, "Association policies"))
-    timeouts = Timeouts()
-    timers = {
-        "ARTIM: the A-ASSOCIATE-RQ to arrive, the peer to close": timeouts.artim_s,
-        "A PDU or message that has begun": timeouts.pdu_s,
-        "The peer to take what was written": timeouts.write_s,
-        "No operation: the association is released": timeouts.idle_s,
-        "The answer to our A-RELEASE-RQ": timeouts.release_s,
-        "TLS handshake, as acceptor": timeouts.tls_handshake_s,
-        "Connecting, TLS included, as requestor": timeouts.connect_s,
-        "The answer to our A-ASSOCIATE-RQ": timeouts.associate_s,
-        "Each DIMSE response": scu.DEFAULT_RESPONSE_S,
-        "Maximum length received, announced": harmony.ul.DEFAULT_MAXIMUM_LENGTH,
-        "Simultaneous associations": AcceptorLimits().maximum_associations,
-        "Simultaneous connections, TLS handshakes included": AcceptorLimits().maximum_connections,
-    }
-    assert {name: float(table[name][1].split()[0]) for name in timers} == timers
-
-
-def test_conformance_names_only_options_that_exist() -> None:
-    named = set(re.findall(r"`(\w+)(?: = [^`]*)?`", CONFORMANCE))
-    options = {
-        name
-        for name in named
-        if re.match(
-            r"enable_|max_|min_|calling_|restrict_|accept_|require_|durability|duplicates|sop_|transfer_",
-            name,
-        )
-        or name.endswith("_secs")
-    }
-    assert len(options) > 15
-    assert not options - set(DicomScpOptions.__struct_fields__)
-
-
-def element(group: int, number: int, uid: str) -> bytes:
-    value = uid.encode() + b"\0" * (len(uid) % 2)
-    return struct.pack("<HH2sH", group, number, b"UI", len(value)) + value
-
-
-OBJECT = element(8, 0x16, CT) + element(8, 0x18, "2.25.1") + element(0x20, 0xD, "2.25.2")
-OTHER_OBJECT = OBJECT + element(0x20, 0x52, "2.25.3")
-"""Different bytes under the same UID."""
-
-
-@pytest.mark.parametrize(
-    ("duplicates", "context", "data_sets", "status"),
-    [
-        ("keep_first", CT, [OBJECT], 0x0000),
-        ("keep_first", CT, [OBJECT, OBJECT], 0x0000),
-        ("keep_first", CT, [OBJECT, OTHER_OBJECT], 0xB000),
-        ("refuse", CT, [OBJECT, OTHER_OBJECT], 0x0111),
-        ("replace", CT, [OBJECT, OTHER_OBJECT], 0x0000),
-        ("keep_both", CT, [OBJECT, OTHER_OBJECT], 0x0000),
-        ("keep_first", VERIFICATION, [OBJECT], 0x0122),
-        ("keep_first", CT, [OBJECT + bytes(8192)], 0xA700),
-        ("keep_first", CT, [OBJECT.replace(CT.encode(), b"1" * len(CT))], 0xA900),
-        ("keep_first", CT, [element(0x20, 0x52, "2.25.3")], 0xC000),
-        ("keep_first", CT, [b""], 0xC000),
-    ],
-)
-async def test_conformance_lists_the_statuses_of_c_store(
-    duplicates: Any, context: str, data_sets: list[bytes], status: int, tmp_path: Path
-) -> None:
-    store = FileStore(tmp_path, duplicates=duplicates, maximum_object_bytes=4096)
-    store.open()
-    services = Services()
-    services.store(LocalArchive(store).store)
-    contexts = propose_contexts([(CT, [EXPLICIT]), (VERIFICATION, [EXPLICIT])])
-    async with (
-        serve(services, port=0) as server,
-        associate("127.0.0.1", server.port, contexts=contexts) as user,
-    ):
-        for data in data_sets:
-            asked = await user.invoke(
-                lambda message_id: CStoreRQ(message_id, CT, "2.25.1"), user.context_for(context), data
-            )
-            response = await asked.final()
-    store.close()
-    assert response.status == status
-    assert f"{status:04X}" in rows(section(CONFORMANCE, "Storage SCP"))
-
-
-@pytest.mark.parametrize(
-    ("command_field", "status"),
-    [
-        (0x0001, 0x0212),  # C-STORE-RQ, without its UIDs
-        (0x0777, 0x0211),
-    ],
-)
-def test_conformance_lists_the_statuses_of_broken_commands(command_field: int, status: int) -> None:
-    elements = ((0x0100, command_field), (0x0110, 7), (0x0800, 0x0101))
-    encoded = b"".join(struct.pack("<HHLH", 0, number, 2, value) for number, value in elements)
-    with pytest.raises(CommandError) as refusal:
-        decode(encoded)
-    assert not refusal.value.fatal
-    assert refusal.value.status == status
-    # (0000,0900) Status, US, as it goes out.
-    assert struct.pack("<HHLH", 0, 0x0900, 2, status) in refusal.value.response
-    assert f"{status:04X}" in rows(section(CONFORMANCE, "Storage SCP"))
