@@ -5,7 +5,8 @@ Text, not structs: it takes the same way through the loader as a file, and `--pr
 
 DEFAULT_CONFIG = """\
 # Harmony's embedded default: receives DICOM on 127.0.0.1:11112 as HARMONY, keeps what it receives under
-# ./harmony-data, packs each study into a JMIX envelope and serves the envelopes on http://127.0.0.1:8042/jmix.
+# ./harmony-data, answers queries and retrieves, packs each study into a JMIX envelope and serves the envelopes on
+# http://127.0.0.1:8042/jmix. Health, metrics and what runs: http://127.0.0.1:8042/health, /metrics and /admin/info.
 
 [proxy]
 id = "harmony"
@@ -15,6 +16,10 @@ log_level = "info"
 
 [storage.options]
 path = "./harmony-data"
+
+[management]
+enabled = true
+network = "default"
 
 [network.default.dicom]
 bind_address = "127.0.0.1"
