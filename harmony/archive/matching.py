@@ -272,7 +272,9 @@ class _Compiler:
         name, empty_matches = format_tag(tag), self._options.empty_matches
 
         def matches(entity: Mapping[str, Any]) -> bool:
-            items = [item for item in _values(entity, name) if isinstance(item, Mapping)]
+            # An item without attributes counts: nothing is known about it.
+            values = (entity.get(name) or {}).get("Value") or ()
+            items = [item for item in values if isinstance(item, Mapping)]
             return any(map(matcher.matches, items)) if items else empty_matches
 
         return (

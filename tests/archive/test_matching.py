@@ -521,6 +521,13 @@ def test_sequences_in_sequences_and_without_items() -> None:
     assert not matches(key, {}, empty_matches=False)
 
 
+def test_an_item_without_attributes_is_unknown_and_no_less_an_item() -> None:
+    key = model(ProcedureCodeSequence=[item(CodeValue="A")])
+    entity = model(ProcedureCodeSequence=[{}, item(CodeValue="B")])
+    assert matches(key, entity)
+    assert not matches(key, entity, empty_matches=False)
+
+
 def test_sequences_end_at_a_limit() -> None:
     nested: dict[str, Any] = {}
     for _ in range(100):
