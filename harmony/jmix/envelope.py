@@ -35,7 +35,8 @@ from harmony.jmix.header import read_header
 from harmony.jmix.journal import PlannedObject
 from harmony.jmix.limits import canonical_envelope_id
 from harmony.jmix.payload_hash import listing_hash
-from harmony.jmix.zipstream import Compression, Member, ZipFileWriter
+from harmony.jmix.zipformat import Compression, Member
+from harmony.jmix.zipwriter import ZipFileWriter
 
 __all__ = [
     "Compression",

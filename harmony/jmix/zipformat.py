@@ -69,6 +69,10 @@ FLAG_DESCRIPTOR = 0x0008
 FLAG_UTF8 = 0x0800
 
 ZIP64_EXTRA_ID = 0x0001
+GROWTH_HINT_EXTRA_ID = 0xA220
+GROWTH_HINT_SIGNATURE = 0xA028
+# id, size of the rest, signature, initial padding; then zeros (APPNOTE §4.6.10). Readers pass over it.
+GROWTH_HINT = Struct("<HHHH")
 MAXIMUM_16 = 0xFFFF
 MAXIMUM_32 = 0xFFFFFFFF
 """A size, offset or count that does not fit below its field's maximum stands in ZIP64 fields; the maximum itself is

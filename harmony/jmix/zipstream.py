@@ -5,34 +5,35 @@ envelope's manifest needs to know about a member is there when the member is thr
 
 `ZipStream` makes buffers for any output. A member at hand as bytes carries its CRC and sizes in its local header. For
 one that is streamed they come later: as a data descriptor when the output is a pure stream (APPNOTE §4.4.4, bit 3),
-or as a header to be written over the first one when the output can be patched. `ZipFileWriter` does the latter with a
+or as a header to be written over the first one when the output can be patched. `zipwriter` does the latter with a
 file, so that the envelopes in the store have no data descriptors, which some readers of stored members refuse.
+
+Where even the name of a member depends on members to come, it is written with room for its local header (`begin`,
+`write`, `end`) and named when the name is known (`name`); what the header does not need of the room is a growth hint
+(APPNOTE §4.6.10). The directory lists members in the order in which they were named.
 
 Same calls, same bytes: names, order, time and contents decide everything. ZIP64 fields appear where a value needs
 them and nowhere else, except that a streamed member of unknown size reserves them.
 
-Not here: reading, encryption, folders as members of their own. Called by `envelope` and `store`, in worker threads.
+Not here: reading, encryption, folders as members of their own. Called by `zipwriter` and `store`, in worker threads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from struct import pack
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import zstandard
 
 from harmony.jmix import zipformat as zf
 from harmony.jmix.zipformat import Compression, Member, ZipFormatError, check_member_name
 
-__all__ = ["Buffer", "Compression", "Member", "ZipFileWriter", "ZipFormatError", "ZipStream"]
+__all__ = ["Buffer", "Compression", "Member", "UnnamedMember", "ZipFormatError", "ZipStream"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -43,6 +44,7 @@ reading, hashing and writing. A file of up to this size becomes a member with a 
 DEFLATE_LEVEL = 6
 ZSTANDARD_LEVEL = 3
 _DIRECTORY_BATCH_BYTES = 64 * 1024
+_ZIP64_LOCAL_BYTES = 20
 _COMPRESSION_SLACK = 64 * 1024 * 1024
 """Deflate and Zstandard add less than 0.1 % to what they cannot compress; a member this close to 4 GiB gets ZIP64."""
 
@@ -65,6 +67,8 @@ class _LocalHeader:
     zip64: bool
     dos_time: int
     dos_date: int
+    room_bytes: int | None = None
+    """What it has to fill, when that was decided before the name."""
 
     @property
     def version_needed(self) -> int:
@@ -75,6 +79,10 @@ class _LocalHeader:
     def encode(self, crc32: int, compressed_size: int, size: int) -> bytes:
         """APPNOTE §4.3.7; the ZIP64 field of a local header holds both sizes (§4.5.3)."""
         extra = pack("<HHQQ", zf.ZIP64_EXTRA_ID, 16, size, compressed_size) if self.zip64 else b""
+        if self.room_bytes is not None:
+            padding = self.room_bytes - zf.LOCAL.size - len(self.name) - len(extra) - zf.GROWTH_HINT.size
+            hint = (zf.GROWTH_HINT_EXTRA_ID, 4 + padding, zf.GROWTH_HINT_SIGNATURE, padding)
+            extra += zf.GROWTH_HINT.pack(*hint) + bytes(padding)
         fixed = zf.LOCAL.pack(
             zf.LOCAL_SIGNATURE,
             self.version_needed,
@@ -94,6 +102,51 @@ class _LocalHeader:
         """APPNOTE §4.3.9; eight-byte sizes when the header has the ZIP64 field (§4.3.9.2)."""
         layout = zf.DESCRIPTOR64 if self.zip64 else zf.DESCRIPTOR
         return layout.pack(zf.DESCRIPTOR_SIGNATURE, crc32, compressed_size, size)
+
+
+class _Content:
+    """What the bytes of a member come to while they pass."""
+
+    __slots__ = ("_compressor", "_digest", "compressed_size_bytes", "crc32", "size_bytes")
+
+    def __init__(self, compressor: _Compressor | None, *, hashing: bool) -> None:
+        self.crc32 = self.size_bytes = self.compressed_size_bytes = 0
+        self._compressor = compressor
+        self._digest = hashlib.sha256() if hashing else None
+
+    @property
+    def sha256(self) -> str | None:
+        return None if self._digest is None else self._digest.hexdigest()
+
+    def feed(self, chunk: Buffer) -> Buffer:
+        """Return what is to be written, which may be nothing yet; a stored chunk is returned as it is."""
+        self.crc32 = zlib.crc32(chunk, self.crc32)
+        if self._digest is not None:
+            self._digest.update(chunk)
+        out = chunk if self._compressor is None else self._compressor.compress(chunk)
+        self.size_bytes += len(chunk)
+        self.compressed_size_bytes += len(out)
+        return out
+
+    def flush(self) -> bytes:
+        """Return what is still to be written after the last chunk."""
+        out = b"" if self._compressor is None else self._compressor.flush()
+        self.compressed_size_bytes += len(out)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class UnnamedMember:
+    """A member that is in the archive but for its local header."""
+
+    size_bytes: int
+    compressed_size_bytes: int
+    crc32: int
+    sha256: str | None
+    """As in Member."""
+    offset_bytes: int
+    room_bytes: int
+    """Of the local header."""
 
 
 class ZipStream:
@@ -124,11 +177,14 @@ class ZipStream:
         self._dos_time, self._dos_date = _dos_time(modified)
         self._headers: list[_LocalHeader] = []
         self._names: set[str] = set()
+        self._unnamed_content: _Content | None = None
+        self._room = b""
+        self._unnamed = 0
         self._state = "ready"
 
     def add(self, name: str, data: Buffer) -> tuple[bytes, Buffer]:
         """Add a member that is at hand; return its local header, complete, and its (compressed) data."""
-        self._begin(name)
+        self._claim(name)
         crc32 = zlib.crc32(data)
         digest = hashlib.sha256(data).hexdigest() if self._hashing else None
         body = data
@@ -138,7 +194,7 @@ class ZipStream:
         zip64 = max(len(data), len(body)) >= zf.MAXIMUM_32
         header = self._header(name, zip64=zip64, descriptor=False)
         encoded = header.encode(crc32, len(body), len(data))
-        self._end(name, header, len(encoded) + len(body), crc32, len(body), len(data), digest)
+        self._complete(name, header, len(encoded) + len(body), crc32, len(body), len(data), digest)
         return encoded, body
 
     def stream(
@@ -150,48 +206,99 @@ class ZipStream:
         size_bytes: how much will come, when known. More or less than that raises ZipFormatError, after which the
             archive cannot be finished; so does leaving the iteration early.
         """
-        self._begin(name)
+        self._claim(name)
         stored = self._compression is Compression.STORED
         limit = zf.MAXIMUM_32 if stored else zf.MAXIMUM_32 - _COMPRESSION_SLACK
         zip64 = size_bytes is None or size_bytes >= limit
         header = self._header(name, zip64=zip64, descriptor=not self._patchable)
         encoded = header.encode(0, 0, 0)
         yield encoded
-        compressor = None if stored else _compressor(self._compression, size_bytes)
-        digest = hashlib.sha256() if self._hashing else None
-        crc32 = size = compressed_size = 0
+        content = self._content(size_bytes)
         for chunk in chunks:
-            size += len(chunk)
-            if size_bytes is not None and size > size_bytes:
+            if size_bytes is not None and content.size_bytes + len(chunk) > size_bytes:
                 raise ZipFormatError(f"member {name!r}: more than the {size_bytes} bytes that were announced")
-            crc32 = zlib.crc32(chunk, crc32)
-            if digest is not None:
-                digest.update(chunk)
-            out = chunk if compressor is None else compressor.compress(chunk)
-            if out:
-                compressed_size += len(out)
+            if out := content.feed(chunk):
                 yield out
-        if compressor is not None:
-            out = compressor.flush()
-            if out:
-                compressed_size += len(out)
-                yield out
+        if out := content.flush():
+            yield out
+        size, compressed_size = content.size_bytes, content.compressed_size_bytes
         if size_bytes is not None and size != size_bytes:
             raise ZipFormatError(f"member {name!r}: {size_bytes} bytes were announced, {size} came")
         total = len(encoded) + compressed_size
         patch = None
         if self._patchable:
-            patch = (self.offset_bytes, header.encode(crc32, compressed_size, size))
+            patch = (self.offset_bytes, header.encode(content.crc32, compressed_size, size))
         else:
-            descriptor = header.descriptor(crc32, compressed_size, size)
+            descriptor = header.descriptor(content.crc32, compressed_size, size)
             total += len(descriptor)
             yield descriptor
-        hexdigest = None if digest is None else digest.hexdigest()
-        self._end(name, header, total, crc32, compressed_size, size, hexdigest)
+        self._complete(name, header, total, content.crc32, compressed_size, size, content.sha256)
         self.patch = patch
+
+    def begin(self, *, longest_name_bytes: int) -> bytes:
+        """Begin a member of a patchable archive whose size and name come later; return room for its header.
+
+        Until every such member is named, the archive cannot be finished.
+        """
+        if not self._patchable:
+            raise ZipFormatError("an archive that cannot be patched has no members without a name")
+        if self._state != "ready":
+            raise ZipFormatError(f"a member cannot be begun: {self._state}")
+        self.patch = None
+        self._state = "a member without a name is incomplete"
+        self._room = bytes(zf.LOCAL.size + longest_name_bytes + _ZIP64_LOCAL_BYTES + zf.GROWTH_HINT.size)
+        self._unnamed_content = self._content(None)
+        return self._room
+
+    def write(self, chunk: Buffer) -> Buffer:
+        """Add to the member that was begun; return what is to be written, as `stream` yields it."""
+        return self._begun().feed(chunk)
+
+    def end(self) -> tuple[bytes, UnnamedMember]:
+        """End the member that was begun; return the rest of its data, and what `name` needs."""
+        content = self._begun()
+        rest = content.flush()
+        member = UnnamedMember(
+            content.size_bytes,
+            content.compressed_size_bytes,
+            content.crc32,
+            content.sha256,
+            self.offset_bytes,
+            len(self._room),
+        )
+        self.offset_bytes += member.room_bytes + member.compressed_size_bytes
+        self._unnamed_content = None
+        self._unnamed += 1
+        self._state = "ready"
+        return rest, member
+
+    def name(self, unnamed: UnnamedMember, name: str) -> tuple[int, bytes]:
+        """Name a member, once; return the place and the bytes of its local header."""
+        self._claim(name)
+        self._state = "ready"
+        size, compressed_size = unnamed.size_bytes, unnamed.compressed_size_bytes
+        zip64 = max(size, compressed_size) >= zf.MAXIMUM_32
+        header = replace(self._header(name, zip64=zip64, descriptor=False), room_bytes=unnamed.room_bytes)
+        smallest = zf.LOCAL.size + len(header.name) + _ZIP64_LOCAL_BYTES + zf.GROWTH_HINT.size
+        if smallest > unnamed.room_bytes:
+            raise ZipFormatError(f"member name {name!r} is longer than the room that was made for it")
+        member = Member(
+            name,
+            size,
+            compressed_size,
+            unnamed.crc32,
+            unnamed.sha256,
+            self._compression,
+            unnamed.offset_bytes,
+        )
+        self._enter(member, header)
+        self._unnamed -= 1
+        return unnamed.offset_bytes, header.encode(unnamed.crc32, compressed_size, size)
 
     def finish(self) -> Iterator[bytes]:
         """Yield the central directory and the end records (APPNOTE §4.3.12 to §4.3.16). Nothing can follow."""
+        if self._state == "ready" and self._unnamed:
+            self._state = f"{self._unnamed} members have no name"
         if self._state != "ready":
             raise ZipFormatError(f"the archive cannot be finished: {self._state}")
         self._state = "it is finished"
@@ -209,7 +316,7 @@ class ZipStream:
         self.offset_bytes = start + size + len(records)
         yield bytes(batch) + records
 
-    def _begin(self, name: str) -> None:
+    def _claim(self, name: str) -> None:
         if self._state != "ready":
             raise ZipFormatError(f"member {name!r} cannot be added: {self._state}")
         problem = check_member_name(name)
@@ -224,7 +331,17 @@ class ZipStream:
         flags = zf.FLAG_UTF8 | (zf.FLAG_DESCRIPTOR if descriptor else 0)
         return _LocalHeader(name.encode(), self._compression, flags, zip64, self._dos_time, self._dos_date)
 
-    def _end(
+    def _content(self, size_bytes: int | None) -> _Content:
+        stored = self._compression is Compression.STORED
+        compressor = None if stored else _compressor(self._compression, size_bytes)
+        return _Content(compressor, hashing=self._hashing)
+
+    def _begun(self) -> _Content:
+        if self._unnamed_content is None:
+            raise ZipFormatError("no member was begun")
+        return self._unnamed_content
+
+    def _complete(
         self,
         name: str,
         header: _LocalHeader,
@@ -235,94 +352,14 @@ class ZipStream:
         sha256: str | None,
     ) -> None:
         member = Member(name, size, compressed_size, crc32, sha256, self._compression, self.offset_bytes)
-        self.members.append(member)
-        self._headers.append(header)
-        self._names.add(name)
+        self._enter(member, header)
         self.offset_bytes += total
         self._state = "ready"
 
-
-class ZipFileWriter:
-    """Write an archive to a new file, with complete local headers throughout. Blocking; not thread-safe.
-
-    path: must not exist; a partial file is left behind when something fails, for the caller to remove.
-    The other arguments are those of ZipStream. Raises ZipFormatError and OSError.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        compression: Compression = Compression.STORED,
-        modified: datetime | None = None,
-        hashing: bool = True,
-    ) -> None:
-        self.stream = ZipStream(compression=compression, modified=modified, hashing=hashing, patchable=True)
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._chunk = bytearray()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def add(self, name: str, data: Buffer) -> Member:
-        """Add a member that is at hand."""
-        self._write(self.stream.add(name, data))
-        return self.stream.members[-1]
-
-    def add_file(self, name: str, path: Path) -> Member:
-        """Add the contents of a file, read once, in chunks. It must not change meanwhile."""
-        with open(path, "rb", buffering=0) as source:
-            size_bytes = os.fstat(source.fileno()).st_size
-            if size_bytes <= CHUNK_BYTES:
-                data = source.read(size_bytes + 1)
-                if len(data) == size_bytes:
-                    return self.add(name, data)
-                source.seek(0)  # a short read or a file that grew: the slow way finds out which
-            if not self._chunk:
-                self._chunk = bytearray(CHUNK_BYTES)
-            with memoryview(self._chunk) as view:
-                for buffer in self.stream.stream(name, _chunks(source.readinto, view), size_bytes=size_bytes):
-                    self._write((buffer,))
-        if self.stream.patch is not None:
-            offset, header = self.stream.patch
-            os.pwrite(self._file.fileno(), header, offset)
-        return self.stream.members[-1]
-
-    def finish(self, *, fsync: bool = False) -> int:
-        """Write the directory, make it durable if asked, close the file; return the size of the archive."""
-        self._write(tuple(self.stream.finish()))
-        if fsync:
-            os.fsync(self._file.fileno())
-        self._file.close()
-        return self.stream.offset_bytes
-
-    def _write(self, buffers: tuple[Buffer, ...]) -> None:
-        fd = self._file.fileno()
-        if len(buffers) == 2:  # the usual member: header and data in one system call
-            header, body = buffers
-            written = os.writev(fd, buffers)
-            if written == len(header) + len(body):
-                return
-            buffers = (memoryview(header)[written:], memoryview(body)[max(0, written - len(header)) :])
-        for buffer in buffers:
-            rest = memoryview(buffer)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-
-
-class _ReadInto(Protocol):
-    def __call__(self, buffer: memoryview, /) -> int | None: ...
-
-
-def _chunks(readinto: _ReadInto, view: memoryview) -> Iterator[memoryview]:
-    """Yield views of one reused buffer: fresh memory for every chunk costs more than hashing it."""
-    while count := readinto(view):
-        yield view[:count]
+    def _enter(self, member: Member, header: _LocalHeader) -> None:
+        self.members.append(member)
+        self._headers.append(header)
+        self._names.add(member.name)
 
 
 def _compressor(compression: Compression, size_bytes: int | None) -> _Compressor:

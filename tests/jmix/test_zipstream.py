@@ -19,14 +19,16 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harmony.jmix.limits import Limits
+from harmony.jmix.zipread import ZipReader
 from harmony.jmix.zipstream import (
     CHUNK_BYTES,
     Compression,
-    ZipFileWriter,
     ZipFormatError,
     ZipStream,
     _end_records,
 )
+from harmony.jmix.zipwriter import ZipFileWriter
 
 UNZIP = shutil.which("unzip")
 ZIP = shutil.which("zip")
@@ -84,6 +86,82 @@ def test_patched_member_equals_one_that_was_at_hand(tmp_path: Path) -> None:
     data[offset : offset + len(header)] = header
     assert bytes(data) == LOCAL_HI
     assert bytes(data) + b"".join(stream.finish()) == TINY
+
+
+def test_member_that_is_named_last_has_a_growth_hint() -> None:
+    """Room for nine characters, of which five are used, and for a ZIP64 field, which is not needed."""
+    stream = ZipStream(modified=datetime(2024, 1, 15, 10, 20, 30), patchable=True)
+    room = stream.begin(longest_name_bytes=9)
+    assert room == bytes(30 + 9 + 20 + 8)
+    assert [bytes(stream.write(chunk)) for chunk in (b"h", b"i")] == [b"h", b"i"]
+    rest, unnamed = stream.end()
+    assert (rest, stream.offset_bytes) == (b"", len(room) + 2)
+    offset, header = stream.name(unnamed, "a.txt")
+    assert (offset, header) == (
+        0,
+        bytes.fromhex(
+            "504b0304 1400 0008 0000 8f52 2f58 ac2a93d8 02000000 02000000 0500 2000 612e747874"
+            "20a2 1c00 28a0 1800 000000000000000000000000000000000000000000000000"
+        ),
+    )
+    directory = b"".join(stream.finish())
+    assert directory == bytes.fromhex(
+        "504b0102 1403 1400 0008 0000 8f52 2f58 ac2a93d8 02000000 02000000 0500 0000 0000 0000 0000"
+        "0000a481 00000000 612e747874"
+        "504b0506 0000 0000 0100 0100 33000000 45000000 0000"
+    )
+
+
+def test_directory_is_in_the_order_of_naming(tmp_path: Path) -> None:
+    with ZipFileWriter(tmp_path / "out.zip") as writer:
+        arrived = []
+        for data in (b"second", b"first"):
+            writer.begin(longest_name_bytes=10)
+            writer.write(data)
+            arrived.append(writer.end())
+        writer.add("between", b"x")
+        assert writer.name(arrived[1], "1").offset_bytes > writer.name(arrived[0], "2").offset_bytes
+        writer.add("last", b"y")
+        assert writer.finish() == (tmp_path / "out.zip").stat().st_size
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "between": b"x",
+            "1": b"first",
+            "2": b"second",
+            "last": b"y",
+        }
+        assert archive.namelist() == ["between", "1", "2", "last"]
+
+
+def test_names_that_come_last_are_checked_like_others() -> None:
+    stream = ZipStream(patchable=True)
+    stream.add("taken", b"")
+    stream.begin(longest_name_bytes=6)
+    with pytest.raises(ZipFormatError, match="incomplete"):
+        stream.add("other", b"")
+    with pytest.raises(ZipFormatError, match="incomplete"):
+        stream.begin(longest_name_bytes=6)
+    _, unnamed = stream.end()
+    for name, problem in (("../a", "component"), ("taken", "already"), ("1234567", "longer")):
+        with pytest.raises(ZipFormatError, match=problem):
+            stream.name(unnamed, name)
+    stream.name(unnamed, "123456")
+    assert list(stream.finish())
+
+
+def test_nothing_is_left_without_a_name() -> None:
+    stream = ZipStream(patchable=True)
+    for method in (lambda: stream.write(b""), stream.end):
+        with pytest.raises(ZipFormatError, match="begun"):
+            method()
+    stream.begin(longest_name_bytes=6)
+    with pytest.raises(ZipFormatError, match="incomplete"):
+        list(stream.finish())
+    stream.end()
+    with pytest.raises(ZipFormatError, match="1 members have no name"):
+        list(stream.finish())
+    with pytest.raises(ZipFormatError, match="patched"):
+        ZipStream().begin(longest_name_bytes=6)
 
 
 def test_empty_archive_is_an_end_record() -> None:
@@ -235,6 +313,51 @@ def test_chunking_does_not_change_the_archive(data: bytes, cuts: list[int], comp
                 assert read_member(reader, raw, "a") == data
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    contents=st.lists(st.binary(max_size=3000), max_size=6),
+    cuts=st.lists(st.integers(0, 3000), max_size=5),
+    names=st.permutations(["a", "folder/b", "folder/\u00fc", "d" * 20, "e", "f"]),
+    order=st.permutations(range(6)),
+    compression=st.sampled_from(list(Compression)),
+    hashing=st.booleans(),
+)
+def test_any_members_named_last_in_any_order_read_back(
+    contents: list[bytes],
+    cuts: list[int],
+    names: list[str],
+    order: list[int],
+    compression: Compression,
+    hashing: bool,
+) -> None:
+    order = [number for number in order if number < len(contents)]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "out.zip")
+        with ZipFileWriter(target, compression=compression, hashing=hashing) as writer:
+            arrived = []
+            for data in contents:
+                writer.begin(longest_name_bytes=20)
+                for chunk in split(data, cuts):
+                    writer.write(chunk)
+                arrived.append(writer.end())
+            for number in order:
+                writer.name(arrived[number], names[number])
+            members = writer.stream.members
+            assert writer.finish() == target.stat().st_size
+        raw = target.read_bytes()
+        with zipfile.ZipFile(target) as archive:
+            assert archive.namelist() == [names[number] for number in order]
+            for number, member in zip(order, members, strict=True):
+                data = contents[number]
+                assert read_member(archive, raw, names[number]) == data
+                assert (member.size_bytes, member.crc32) == (len(data), zlib.crc32(data))
+                assert member.sha256 == (hashlib.sha256(data).hexdigest() if hashing else None)
+        with open(target, "rb") as file:
+            reader = ZipReader(file.fileno(), limits=Limits())
+            read = {name: b"".join(chunks) for name, _, chunks in reader.contents()}
+        assert read == {names[number]: contents[number] for number in order}
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), compression=st.sampled_from(list(Compression)))
 def test_files_around_the_chunk_size(data: st.DataObject, compression: Compression) -> None:
@@ -283,6 +406,11 @@ def test_info_zip_accepts_the_archive(tmp_path: Path, compression: Compression) 
     with ZipFileWriter(tmp_path / "file.zip", compression=compression) as writer:
         writer.add("manifest.json", b"{}")
         writer.add_file("payload/series_1/image_001.dcm", source)
+        for name in ("payload/series_1/image_002.dcm", "b"):
+            writer.begin(longest_name_bytes=96)
+            writer.write(b"one")
+            writer.write(b"two")
+            writer.name(writer.end(), name)
         writer.finish()
     stream = ZipStream(compression=compression)
     with open(tmp_path / "stream.zip", "wb") as out:
@@ -353,6 +481,29 @@ def test_members_beyond_four_gibibytes(tmp_path: Path) -> None:
     assert after[42:59] == b"after" + bytes.fromhex("0100 0800") + offset.to_bytes(8, "little")
 
 
+def test_member_named_last_beyond_four_gibibytes() -> None:
+    """As above: the ZIP64 field is in the room that was made for it, and the hint is the smaller for it."""
+
+    class Hole(bytes):
+        def __len__(self) -> int:
+            return 0x1_0000_0000
+
+    stream = ZipStream(hashing=False, patchable=True)
+    stream.begin(longest_name_bytes=4)
+    stream.write(Hole())
+    _, unnamed = stream.end()
+    assert stream.name(unnamed, "big") == (
+        0,
+        bytes.fromhex(
+            "504b0304 2d00 0008 0000 0000 2100 00000000 ffffffff ffffffff 0300 1d00 626967"
+            "0100 1000 0000000001000000 0000000001000000 20a2 0500 28a0 0100 00"
+        ),
+    )
+    assert b"".join(stream.finish())[46:69] == b"big" + bytes.fromhex(
+        "0100 1000 0000000001000000 0000000001000000"
+    )
+
+
 @pytest.mark.skipif(
     "HARMONY_LARGE_TESTS" not in os.environ, reason="reads 4 GiB; set HARMONY_LARGE_TESTS to run"
 )
@@ -362,6 +513,10 @@ def test_sparse_file_beyond_four_gibibytes(tmp_path: Path) -> None:
         file.truncate(0x1_0000_0001)
     with ZipFileWriter(tmp_path / "big.zip", hashing=False) as writer:
         writer.add_file("big", source)
+        writer.begin(longest_name_bytes=10)
+        for _ in range(0x1001):
+            writer.write(bytes(0x10_0000))
+        writer.name(writer.end(), "stream")
         writer.add("after", b"after")
         writer.finish()
     with zipfile.ZipFile(tmp_path / "big.zip") as archive:
