@@ -5,7 +5,7 @@
 specification, so that a reader of either finds what it looks for. `JMIX` is the specification's, valid against its
 four schemas: no further keys, one study as an object, audit.json, at least one receiver.
 
-Functions of values only; nothing is read or written here. Called by `envelope`.
+Functions of values only; nothing is read or written here. Called by `envelope`, arranged by `arrangement`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from enum import Enum
 
 from harmony.jmix.header import InstanceHeader
-from harmony.jmix.zipstream import Member
+from harmony.jmix.zipformat import Member
 
 __all__ = ["Entity", "EnvelopeInstance", "EnvelopeSeries", "EnvelopeStudy", "Parties", "Profile"]
 
@@ -70,7 +70,8 @@ class Parties:
 class EnvelopeInstance:
     """One instance with its place in the envelope."""
 
-    path: str
+    number: int
+    """In the order in which the instances of the envelope came, from 0."""
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str

@@ -9,11 +9,12 @@
     payload/metadata.json, files.json
     payload/dicom/<SOPInstanceUID>.dcm
 
-Files are streamed from the disk, read once for their header and once for everything else; series and images follow
-Series Number and Instance Number, and the order of arrival where there are none. The archive is written beside its
-final place and renamed, so that under its name there is a complete envelope or nothing. The same plan with the same
-files gives the same bytes. manifest.json stands last in the archive because it carries the hash of the payload, in the
-form that `payload_hash` describes.
+Files are streamed from the disk, read once for their header and once for everything else, in the order and under the
+names that `arrangement` gives them. The archive is written beside its final place and renamed, so that under its name
+there is a complete envelope or nothing. The same plan with the same files gives the same bytes. manifest.json stands
+last in the archive because it carries the hash of the payload, in the form that `payload_hash` describes.
+
+Instances that are not files but arrive are the business of `packer`, over the same EnvelopeFile.
 
 Blocking: for a worker thread, where hashing and input/output leave the interpreter to others.
 """
@@ -21,16 +22,16 @@ Blocking: for a worker thread, where hashing and input/output leave the interpre
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
-from harmony.dicom.uid import path_component
 from harmony.jmix import documents
-from harmony.jmix.documents import Entity, EnvelopeInstance, EnvelopeSeries, EnvelopeStudy, Parties, Profile
+from harmony.jmix.arrangement import arrange
+from harmony.jmix.documents import Entity, EnvelopeInstance, EnvelopeStudy, Parties, Profile
 from harmony.jmix.header import read_header
 from harmony.jmix.journal import PlannedObject
 from harmony.jmix.limits import canonical_envelope_id
@@ -41,6 +42,7 @@ from harmony.jmix.zipwriter import ZipFileWriter
 __all__ = [
     "Compression",
     "Entity",
+    "EnvelopeFile",
     "EnvelopePlan",
     "EnvelopeSummary",
     "Parties",
@@ -60,8 +62,8 @@ class EnvelopePlan:
     """A canonical UUID."""
     created: datetime
     """With a time zone. Also the time of the members of the archive."""
-    objects: Sequence[PlannedObject]
-    """At least one; of one study in profile JMIX."""
+    objects: Sequence[PlannedObject] = ()
+    """At least one, of one study in profile JMIX; none for a `packer`, to which they come later."""
     parties: Parties = field(default_factory=Parties)
     classification: str = "confidential"
     """Or "sensitive" or "de-identified"."""
@@ -98,136 +100,127 @@ def build_envelope(
     Raises ValueError for a plan that cannot be an envelope, OSError when a file is missing or the disk is full;
     nothing is left behind then.
     """
-    if canonical_envelope_id(plan.envelope_id) != plan.envelope_id:
-        raise ValueError(f"{plan.envelope_id!r} is not a canonical UUID")
-    studies = _arrange(plan.objects, profile)
-    temporary = out_path.with_name(out_path.name + TEMPORARY_SUFFIX)
-    temporary.unlink(missing_ok=True)  # of an attempt that a crash ended
+    studies = arrange(_with_headers(plan.objects), profile)
+    envelope = EnvelopeFile(
+        plan,
+        out_path.with_name(out_path.name + TEMPORARY_SUFFIX),
+        profile=profile,
+        skip_hashing=skip_hashing,
+        skip_listing=skip_listing,
+        compression=compression,
+        fsync=fsync,
+    )
     try:
-        with ZipFileWriter(
-            temporary, compression=compression, modified=plan.created, hashing=not skip_hashing
-        ) as writer:
-            payload_hash = _write_payload(writer, plan, studies, profile=profile, skip_listing=skip_listing)
-            manifest = _encode(
-                documents.manifest(
-                    plan.envelope_id,
-                    plan.created,
-                    profile=profile,
-                    parties=plan.parties,
-                    classification=plan.classification,
-                    payload_hash=payload_hash,
-                )
-            )
-            if profile is Profile.JMIX:
-                writer.add("audit.json", _encode(documents.audit(plan.created, parties=plan.parties)))
-            writer.add("manifest.json", manifest)
-            size_bytes = writer.finish(fsync=fsync)
-        os.replace(temporary, out_path)
+        members: dict[str, Member] = {}
+        for study in studies:
+            for series in study.series:
+                for instance in series.instances:
+                    path = Path(plan.objects[instance.number].path)
+                    members[instance.file] = envelope.writer.add_file(f"payload/{instance.file}", path)
+        return envelope.complete(studies, members, out_path=out_path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        envelope.discard()
         raise
-    if fsync:
-        _sync_folder(out_path.parent)
-    return EnvelopeSummary(
-        id=plan.envelope_id,
-        path=out_path,
-        size_bytes=size_bytes,
-        study_instance_uids=tuple(study.study_instance_uid for study in studies),
-        instance_count=sum(len(series.instances) for study in studies for series in study.series),
-        payload_hash=payload_hash,
-        manifest=manifest,
-    )
 
 
-def _write_payload(
-    writer: ZipFileWriter,
-    plan: EnvelopePlan,
-    studies: Sequence[EnvelopeStudy],
-    *,
-    profile: Profile,
-    skip_listing: bool,
-) -> str | None:
-    """Write everything below payload/; return its hash unless hashing is off."""
-    members: dict[str, Member] = {}
-    for study in studies:
-        for series in study.series:
-            for instance in series.instances:
-                members[instance.file] = writer.add_file(f"payload/{instance.file}", Path(instance.path))
-    metadata = documents.metadata(
-        plan.envelope_id, plan.created, profile=profile, studies=studies, members=members
-    )
-    instances = [] if skip_listing else list(members.items())
-    members["metadata.json"] = writer.add("payload/metadata.json", _encode(metadata))
-    listing = documents.files([("metadata.json", members["metadata.json"]), *instances])
-    members["files.json"] = writer.add("payload/files.json", _encode(listing))
-    hashes = {
-        file: (member.size_bytes, member.sha256)
-        for file, member in members.items()
-        if member.sha256 is not None
-    }
-    return listing_hash(hashes) if hashes else None
+class EnvelopeFile:
+    """The archive of one envelope, under a temporary name until it is complete."""
+
+    def __init__(
+        self,
+        plan: EnvelopePlan,
+        temporary: Path,
+        *,
+        profile: Profile,
+        skip_hashing: bool,
+        skip_listing: bool,
+        compression: Compression,
+        fsync: bool,
+    ) -> None:
+        """temporary: on the file system of the envelope; what is there, of an attempt that a crash ended, is replaced.
+
+        plan.objects count for nothing here. The other arguments are those of `build_envelope`.
+        """
+        if canonical_envelope_id(plan.envelope_id) != plan.envelope_id:
+            raise ValueError(f"{plan.envelope_id!r} is not a canonical UUID")
+        self.plan = plan
+        self.profile = profile
+        self._skip_listing = skip_listing
+        self._fsync = fsync
+        self._temporary = temporary
+        temporary.unlink(missing_ok=True)
+        self.writer = ZipFileWriter(
+            temporary, compression=compression, modified=plan.created, hashing=not skip_hashing
+        )
+        """For the files below payload/, before `complete`."""
+
+    def complete(
+        self, studies: Sequence[EnvelopeStudy], members: dict[str, Member], *, out_path: Path
+    ) -> EnvelopeSummary:
+        """Add the documents and give the envelope its final name.
+
+        members: the files of the studies, by path relative to payload/.
+        """
+        plan, writer = self.plan, self.writer
+        payload_hash = self._describe_payload(studies, members)
+        manifest = _encode(
+            documents.manifest(
+                plan.envelope_id,
+                plan.created,
+                profile=self.profile,
+                parties=plan.parties,
+                classification=plan.classification,
+                payload_hash=payload_hash,
+            )
+        )
+        if self.profile is Profile.JMIX:
+            writer.add("audit.json", _encode(documents.audit(plan.created, parties=plan.parties)))
+        writer.add("manifest.json", manifest)
+        size_bytes = writer.finish(fsync=self._fsync)
+        os.replace(self._temporary, out_path)
+        if self._fsync:
+            _sync_folder(out_path.parent)
+        return EnvelopeSummary(
+            id=plan.envelope_id,
+            path=out_path,
+            size_bytes=size_bytes,
+            study_instance_uids=tuple(study.study_instance_uid for study in studies),
+            instance_count=sum(len(series.instances) for study in studies for series in study.series),
+            payload_hash=payload_hash,
+            manifest=manifest,
+        )
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self.writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _describe_payload(self, studies: Sequence[EnvelopeStudy], members: dict[str, Member]) -> str | None:
+        """Write the two documents below payload/; return its hash unless hashing is off."""
+        plan = self.plan
+        metadata = documents.metadata(
+            plan.envelope_id, plan.created, profile=self.profile, studies=studies, members=members
+        )
+        instances = [] if self._skip_listing else list(members.items())
+        described = dict(members)
+        described["metadata.json"] = self.writer.add("payload/metadata.json", _encode(metadata))
+        listing = documents.files([("metadata.json", described["metadata.json"]), *instances])
+        described["files.json"] = self.writer.add("payload/files.json", _encode(listing))
+        hashes = {
+            file: (member.size_bytes, member.sha256)
+            for file, member in described.items()
+            if member.sha256 is not None
+        }
+        return listing_hash(hashes) if hashes else None
 
 
-def _arrange(objects: Sequence[PlannedObject], profile: Profile) -> list[EnvelopeStudy]:
-    """Read the headers, sort into studies and series, and give every instance its name in the envelope."""
-    if not objects:
-        raise ValueError("an envelope needs at least one object")
-    studies: dict[str, dict[str, list[EnvelopeInstance]]] = {}
-    for planned in objects:
+def _with_headers(objects: Sequence[PlannedObject]) -> Iterator[tuple[str, str, EnvelopeInstance]]:
+    for number, planned in enumerate(objects):
         header = read_header(planned.path, planned.transfer_syntax_uid)
         instance = EnvelopeInstance(
-            planned.path, planned.sop_class_uid, planned.sop_instance_uid, planned.transfer_syntax_uid, header
+            number, planned.sop_class_uid, planned.sop_instance_uid, planned.transfer_syntax_uid, header
         )
-        series_of_study = studies.setdefault(planned.study_instance_uid, {})
-        series_of_study.setdefault(planned.series_instance_uid, []).append(instance)
-    if profile is Profile.JMIX and len(studies) > 1:
-        raise ValueError(f"an envelope of profile jmix holds one study, not {len(studies)}")
-    arranged = []
-    for study_instance_uid, by_series in studies.items():
-        series_list = [
-            EnvelopeSeries(uid, sorted(instances, key=_instance_order))
-            for uid, instances in by_series.items()
-        ]
-        arranged.append(EnvelopeStudy(study_instance_uid, sorted(series_list, key=_series_order)))
-    all_series = [series for study in arranged for series in study.series]
-    if profile is Profile.HARMONY:
-        _name_by_number(all_series)
-    else:
-        _name_by_uid(all_series)
-    return arranged
-
-
-def _instance_order(instance: EnvelopeInstance) -> tuple[bool, int]:
-    """Sorting is stable: instances without a number come last, in the order of arrival."""
-    number = instance.header.instance_number
-    return number is None, number or 0
-
-
-def _series_order(series: EnvelopeSeries) -> tuple[bool, int]:
-    number = series.instances[0].header.series_number
-    return number is None, number or 0
-
-
-def _name_by_number(all_series: Sequence[EnvelopeSeries]) -> None:
-    for series_number, series in enumerate(all_series, 1):
-        digits = max(3, len(str(len(series.instances))))
-        series.instances = [
-            replace(instance, file=f"series_{series_number}/image_{number:0{digits}}.dcm")
-            for number, instance in enumerate(series.instances, 1)
-        ]
-
-
-def _name_by_uid(all_series: Sequence[EnvelopeSeries]) -> None:
-    taken: dict[str, int] = {}
-    for series in all_series:
-        named = []
-        for instance in series.instances:
-            name = path_component(instance.sop_instance_uid)
-            count = taken[name] = taken.get(name, 0) + 1
-            # Different data under one SOP Instance UID, which the archive was told to keep.
-            suffix = f"-{count}" if count > 1 else ""
-            named.append(replace(instance, file=f"dicom/{name}{suffix}.dcm"))
-        series.instances = named
+        yield planned.study_instance_uid, planned.series_instance_uid, instance
 
 
 def _encode(document: object) -> bytes:

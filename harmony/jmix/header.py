@@ -1,10 +1,10 @@
-"""What an envelope's metadata says about an instance, read from the header of its file.
+"""What an envelope's metadata says about an instance, read from the header of its file, or while it arrives.
 
-The file is scanned, not parsed (`harmony.dicom.scanner`): reading stops behind Instance Number, usually within the
+The header is scanned, not parsed (`harmony.dicom.scanner`): reading stops behind Instance Number, usually within the
 first block. Text is decoded with the file's Specific Character Set (PS3.3 §C.12.1.1.2, PS3.5 §6.1); what cannot be is
 taken as Latin-1 or gets replacement characters, because a wrong letter in a name is no reason to hold up a study.
 
-Values are as in the file, without padding and unchecked, except the two numbers. Called by `envelope`; blocking.
+Values are as in the file, without padding and unchecked, except the two numbers. Called by `envelope` and `packer`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from harmony.dicom.scanner import HeaderScanner
 
-__all__ = ["InstanceHeader", "decode_text", "read_header"]
+__all__ = ["HeaderReader", "InstanceHeader", "decode_text", "read_header"]
 
 SPECIFIC_CHARACTER_SET = 0x00080005
 STUDY_DATE = 0x00080020
@@ -27,6 +27,8 @@ PATIENT_ID = 0x00100020
 PATIENT_BIRTH_DATE = 0x00100030
 PATIENT_SEX = 0x00100040
 BODY_PART_EXAMINED = 0x00180015
+STUDY_INSTANCE_UID = 0x0020000D
+SERIES_INSTANCE_UID = 0x0020000E
 SERIES_NUMBER = 0x00200011
 INSTANCE_NUMBER = 0x00200013
 
@@ -42,6 +44,8 @@ _WANTED = frozenset(
         PATIENT_BIRTH_DATE,
         PATIENT_SEX,
         BODY_PART_EXAMINED,
+        STUDY_INSTANCE_UID,
+        SERIES_INSTANCE_UID,
         SERIES_NUMBER,
         INSTANCE_NUMBER,
     )
@@ -68,39 +72,62 @@ class InstanceHeader:
     patient_birth_date: str
     patient_sex: str
     body_part: str
+    study_instance_uid: str
+    series_instance_uid: str
     series_number: int | None
     instance_number: int | None
 
 
+class HeaderReader:
+    """Reads the header of one instance from its bytes, with or without file meta, in any pieces.
+
+    A data set that makes no sense gives what was found before that.
+    """
+
+    def __init__(self, transfer_syntax_uid: str) -> None:
+        self._scanner = HeaderScanner(transfer_syntax_uid, _WANTED)
+
+    def feed(self, piece: memoryview) -> bool:
+        """Look at the next bytes; True when no more are needed."""
+        return self._scanner.feed(piece)
+
+    def header(self) -> InstanceHeader:
+        """What was found; nothing can be fed any more."""
+        scanner = self._scanner
+        scanner.finish()
+        character_sets = [term.strip(" \0") for term in scanner.text(SPECIFIC_CHARACTER_SET).split("\\")]
+
+        def text(tag: int) -> str:
+            return decode_text(scanner.values.get(tag, b""), character_sets).strip(" \0")
+
+        return InstanceHeader(
+            study_date=text(STUDY_DATE),
+            modality=text(MODALITY),
+            study_description=text(STUDY_DESCRIPTION),
+            series_description=text(SERIES_DESCRIPTION),
+            patient_name=text(PATIENT_NAME),
+            patient_id=text(PATIENT_ID),
+            patient_birth_date=text(PATIENT_BIRTH_DATE),
+            patient_sex=text(PATIENT_SEX),
+            body_part=text(BODY_PART_EXAMINED),
+            study_instance_uid=scanner.text(STUDY_INSTANCE_UID),
+            series_instance_uid=scanner.text(SERIES_INSTANCE_UID),
+            series_number=_integer(scanner.text(SERIES_NUMBER)),
+            instance_number=_integer(scanner.text(INSTANCE_NUMBER)),
+        )
+
+
 def read_header(path: str, transfer_syntax_uid: str) -> InstanceHeader:
-    """Read the header of a Part 10 file. A data set that makes no sense gives what was found before that; OSError."""
-    scanner = HeaderScanner(transfer_syntax_uid, _WANTED)
+    """Read the header of a Part 10 file, as HeaderReader does. Blocking; raises OSError."""
+    reader = HeaderReader(transfer_syntax_uid)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = _FIRST_READ_BYTES
-        while (block := os.read(fd, size)) and not scanner.feed(memoryview(block)):
+        while (block := os.read(fd, size)) and not reader.feed(memoryview(block)):
             size = _NEXT_READ_BYTES
-        scanner.finish()
     finally:
         os.close(fd)
-    character_sets = [term.strip(" \0") for term in scanner.text(SPECIFIC_CHARACTER_SET).split("\\")]
-
-    def text(tag: int) -> str:
-        return decode_text(scanner.values.get(tag, b""), character_sets).strip(" \0")
-
-    return InstanceHeader(
-        study_date=text(STUDY_DATE),
-        modality=text(MODALITY),
-        study_description=text(STUDY_DESCRIPTION),
-        series_description=text(SERIES_DESCRIPTION),
-        patient_name=text(PATIENT_NAME),
-        patient_id=text(PATIENT_ID),
-        patient_birth_date=text(PATIENT_BIRTH_DATE),
-        patient_sex=text(PATIENT_SEX),
-        body_part=text(BODY_PART_EXAMINED),
-        series_number=_integer(scanner.text(SERIES_NUMBER)),
-        instance_number=_integer(scanner.text(INSTANCE_NUMBER)),
-    )
+    return reader.header()
 
 
 def decode_text(value: bytes, character_sets: list[str]) -> str:

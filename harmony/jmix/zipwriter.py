@@ -44,7 +44,7 @@ class ZipFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
 
     def add(self, name: str, data: Buffer) -> Member:
         """Add a member that is at hand."""
@@ -97,6 +97,10 @@ class ZipFileWriter:
             os.fsync(self._file.fileno())
         self._file.close()
         return self.stream.offset_bytes
+
+    def close(self) -> None:
+        """Close the file, complete or not; idempotent."""
+        self._file.close()
 
     def _write(self, buffers: tuple[Buffer, ...]) -> None:
         fd = self._file.fileno()
