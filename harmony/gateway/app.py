@@ -111,6 +111,7 @@ class Gateway:
             with _explained(str(backend)):
                 await backend.start()
             self._inner.append(backend.stop)
+        self._inner.extend(studies.stop for studies in assembly.studies)
         for listener in assembly.dicom:
             with _explained(f"DICOM on {listener.address}"):
                 await listener.start()

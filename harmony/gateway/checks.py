@@ -32,6 +32,9 @@ METHODS = {
 ROOTS = {"jmix": "/api/jmix", "dicomweb": "/studies"}
 """What a service adds to its prefix, so that a jmix and a dicomweb endpoint may share one."""
 
+STUDY_SOURCES = frozenset({"dicom_scu", "storage"})
+"""Backends from which a jmix endpoint retrieves studies."""
+
 HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth"})
 USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key"})
 NOT_AVAILABLE = "is not available in this version"
@@ -177,14 +180,15 @@ def _missing_on_the_way(pipeline: Pipeline) -> str:
             else ""
         )
     name = show(pipeline.backends[0].name)
-    if "http" in services and pipeline.backends[0].service != "dicom_scu":
+    service = pipeline.backends[0].service
+    if "http" in services and service != "dicom_scu":
         return f'lists {name}; an http endpoint with another backend than "dicom_scu" {NOT_AVAILABLE}'
-    if "jmix" in services:
-        return f"lists {name}; forwarding the requests of a jmix endpoint {NOT_AVAILABLE}, must be []"
     packs = any(middleware.type == "jmix_builder" for middleware in pipeline.left)
-    if pipeline.backends[0].service == "dicom_scu" and packs:
+    if "jmix" in services and service not in STUDY_SOURCES:
+        return f"lists {name}; forwarding the requests of a jmix endpoint to {service} {NOT_AVAILABLE}, must be []"
+    if service == "dicom_scu" and packs and services != {"jmix"}:
         return f"lists {name}, a PACS; packing what is sent to one with a jmix_builder {NOT_AVAILABLE}"
-    if pipeline.backends[0].service == "jmix_backend" and not packs:
+    if service == "jmix_backend" and not packs:
         return f'lists {name}, which takes envelopes; the middleware must contain a "jmix_builder" that makes them'
     return ""
 

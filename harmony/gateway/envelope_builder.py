@@ -1,11 +1,14 @@
-"""From objects in the archive to an envelope in the store, as the options of a `jmix_builder` want it.
+"""Envelopes into a store, as the options of a `jmix_builder` want them: of objects in the archive, or packed while they
+arrive.
 
-Called by `jmix_builder` for closed journals and by `instance_delivery` for single objects, in worker threads.
+Called by `jmix_builder` for closed journals, by `instance_delivery` for single objects and by `study_envelope` for
+studies that are retrieved, in worker threads.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,6 +24,7 @@ from harmony.jmix.envelope import (
     Profile,
     build_envelope,
 )
+from harmony.jmix.packer import EnvelopePacker
 from harmony.jmix.store import EnvelopeStore
 
 __all__ = ["ENVELOPE_TYPE", "EnvelopeBuilder"]
@@ -60,13 +64,7 @@ class EnvelopeBuilder:
         """
         options = self._options
         summary = build_envelope(
-            EnvelopePlan(
-                envelope_id,
-                created,
-                objects,
-                parties=_parties(options),
-                classification=options.classification,
-            ),
+            self._plan(envelope_id, created, objects),
             out_path=self.store.place(envelope_id),
             profile=Profile(options.profile),
             skip_hashing=options.skip_hashing,
@@ -74,8 +72,63 @@ class EnvelopeBuilder:
             compression=COMPRESSIONS[options.compression],
             fsync=self._fsync,
         )
-        self.store.add_built(
+        self._enter(summary, origin=origin, created=created)
+        return summary
+
+    def packer(
+        self,
+        envelope_id: str,
+        study_instance_uid: str,
+        *,
+        created: datetime,
+        skip_hashing: bool | None = None,
+        skip_listing: bool | None = None,
+    ) -> EnvelopePacker:
+        """For the instances of a study; `keep` or `discard` it. skip_*: in place of what the options say.
+
+        Blocking. Raises OSError.
+        """
+        options = self._options
+        return EnvelopePacker(
+            self._plan(envelope_id, created, ()),
+            study_instance_uid,
+            self.store.incoming(),
+            profile=Profile(options.profile),
+            skip_hashing=options.skip_hashing if skip_hashing is None else skip_hashing,
+            skip_listing=options.skip_listing if skip_listing is None else skip_listing,
+            compression=COMPRESSIONS[options.compression],
+            fsync=self._fsync,
+        )
+
+    def keep(
+        self, packer: EnvelopePacker, envelope_id: str, *, origin: str, created: datetime
+    ) -> EnvelopeSummary:
+        """Finish what was packed, put it into the store and index it. On an error there is nothing in the store.
+
+        Blocking. Raises OSError or sqlite3.Error when the disk will not take it.
+        """
+        path = self.store.place(envelope_id)
+        try:
+            summary = packer.finish(path)
+            self._enter(summary, origin=origin, created=created)
+        except BaseException:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise
+        return summary
+
+    def _plan(self, envelope_id: str, created: datetime, objects: Sequence[PlannedObject]) -> EnvelopePlan:
+        options = self._options
+        return EnvelopePlan(
             envelope_id,
+            created,
+            objects,
+            parties=_parties(options),
+            classification=options.classification,
+        )
+
+    def _enter(self, summary: EnvelopeSummary, *, origin: str, created: datetime) -> None:
+        self.store.add_built(
+            summary.id,
             manifest=summary.manifest,
             study_instance_uids=summary.study_instance_uids,
             origin=origin,
@@ -86,7 +139,6 @@ class EnvelopeBuilder:
         logger.info(
             "envelope %s built: %d objects, %d bytes", summary.id, summary.instance_count, summary.size_bytes
         )
-        return summary
 
 
 def _parties(options: JmixBuilderOptions) -> Parties:

@@ -7,7 +7,9 @@ prefix).
     POST /api/jmix                          an upload: 201, 400, 409, 413, 415
     GET  /api/jmix/prime/{studyUid}         make sure there is an envelope of a study: 200, 201, 404
 
-Several endpoints may share a store; the same store serves what `jmix_builder` builds.
+Several endpoints may share a store; the same store serves what `jmix_builder` builds. A study without an envelope is
+retrieved from the backend behind the endpoint and packed (`study_envelope`): 502 and 504 say that the backend failed.
+Without a backend only `prime` does that, from what the gateway has received.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harmony.archive.index import ArchiveIndexError
+from harmony.dimse.status import DimseError
 from harmony.gateway.config import Endpoint
 from harmony.gateway.options import JmixEndpointOptions
-from harmony.gateway.study_envelope import StudyEnvelopes
+from harmony.gateway.study_envelope import NotRetrieved, NotStored, StudyEnvelope, StudyEnvelopes
 from harmony.http import FileBody, HTTPError, Request, Response, Router, json_response, normalize_prefix
 from harmony.jmix.limits import EnvelopeError, canonical_envelope_id
 from harmony.jmix.reader import ArchiveFormat, check_envelope, format_of_content_type
 from harmony.jmix.store import EnvelopeExists, EnvelopeStore
+from harmony.ul.errors import AssociationError, DeadlineExceeded
 
 __all__ = ["JmixEndpoint"]
 
@@ -36,18 +42,30 @@ logger = logging.getLogger("harmony.gateway")
 
 MEDIA_TYPES = {ArchiveFormat.ZIP: "application/zip", ArchiveFormat.TAR_GZ: "application/gzip"}
 SUFFIXES = {ArchiveFormat.ZIP: "zip", ArchiveFormat.TAR_GZ: "tar.gz"}
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class JmixEndpoint:
-    """One endpoint over one store. studies: makes envelopes of what the archive holds, for `prime`."""
+    """One endpoint over one store.
 
-    def __init__(self, endpoint: Endpoint, envelopes: EnvelopeStore, studies: StudyEnvelopes | None) -> None:
+    studies: makes envelopes of studies that have none, for `prime`; with on_demand for whoever asks for a study.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        envelopes: EnvelopeStore,
+        studies: StudyEnvelopes,
+        *,
+        on_demand: bool = False,
+    ) -> None:
         options = endpoint.options
         assert isinstance(options, JmixEndpointOptions)
         self._name = endpoint.name
         self._options = options
         self._envelopes = envelopes
         self._studies = studies
+        self._on_demand = on_demand
 
     def add_routes(self, router: Router) -> None:
         """Raises RouteConflict when another endpoint of the network has one of them."""
@@ -67,7 +85,12 @@ class JmixEndpoint:
         study_uid = request.query.first("studyInstanceUid")
         if not study_uid:
             raise HTTPError(400, "missing studyInstanceUid")
-        found = await asyncio.to_thread(self._envelopes.find_by_study, study_uid)
+        wanted = self._wanted(request)
+        _wanted_format(request.headers.get("accept"))  # 406 before anything is retrieved for nothing
+        found = await self._studies.find(study_uid)
+        if found is None and self._on_demand:
+            made = await self._find_or_make(study_uid, wanted)
+            found = None if made is None else made.id
         if found is None:
             raise HTTPError(404, "no envelope of this study")
         return await self._serve(found, request)
@@ -84,13 +107,43 @@ class JmixEndpoint:
 
     async def prime(self, request: Request) -> Response:
         study_uid = request.path_parameters["study_uid"]
-        found = await asyncio.to_thread(self._envelopes.find_by_study, study_uid)
+        wanted = self._wanted(request)
+        found = await self._studies.find(study_uid)
         if found is not None:
             return json_response({"id": found, "status": "ready"})
-        built = await self._studies.build(study_uid) if self._studies is not None else None
-        if built is None:
+        made = await self._find_or_make(study_uid, wanted)
+        if made is None:
             raise HTTPError(404, "no envelope and no stored objects of this study")
-        return json_response({"id": built, "status": "created"}, 201)
+        if not made.is_new:
+            return json_response({"id": made.id, "status": "ready"})
+        return json_response({"id": made.id, "status": "created"}, 201)
+
+    def _wanted(self, request: Request) -> _Wanted:
+        """What the request, or else the endpoint, says about an envelope that is made for it."""
+        options = self._options
+        return _Wanted(
+            skip_hashing=_flag(request, "skip_hashing", options.skip_hashing),
+            skip_listing=_flag(request, "skip_listing", options.skip_listing),
+        )
+
+    async def _find_or_make(self, study_uid: str, wanted: _Wanted) -> StudyEnvelope | None:
+        try:
+            return await self._studies.find_or_make(
+                study_uid, skip_hashing=wanted.skip_hashing, skip_listing=wanted.skip_listing
+            )
+        except (
+            AssociationError,
+            DimseError,
+            NotRetrieved,
+            NotStored,
+            ArchiveIndexError,
+            OSError,
+            EOFError,
+        ) as error:
+            answer = _failure(error)
+            what = answer.message if isinstance(error, DimseError) else error
+            logger.warning("study %s cannot be packed: %s", study_uid, what)
+            raise answer from error
 
     async def upload(self, request: Request) -> Response:
         content_type = request.headers.get("content-type")
@@ -151,6 +204,42 @@ class JmixEndpoint:
         except (KeyError, FileNotFoundError):  # removed meanwhile
             raise HTTPError(404, "no such envelope") from None
         return Response(200, headers, _in_thread(chunks))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """None: what the jmix_builder says."""
+
+    skip_hashing: bool | None
+    skip_listing: bool | None
+
+
+def _flag(request: Request, name: str, default: bool | None) -> bool | None:
+    text = request.query.first(name)
+    if text is None:
+        return default
+    value = FLAGS.get(text.lower())
+    if value is None:
+        raise HTTPError(400, f"{name} must be true, false, 1 or 0")
+    return value
+
+
+def _failure(error: Exception) -> HTTPError:
+    """The answer when a study could not be retrieved or packed. What a PACS says in words is not repeated: it may name
+    patients."""
+    match error:
+        case NotStored():
+            return HTTPError(507, "the envelope could not be stored")
+        case NotRetrieved():
+            return HTTPError(502, str(error))
+        case DimseError():
+            return HTTPError(502, f"the archive answered with status 0x{error.status:04X}")
+        case DeadlineExceeded() | TimeoutError():
+            return HTTPError(504, "the archive did not answer in time")
+        case AssociationError():
+            return HTTPError(502, "the archive cannot be reached, or the association with it broke off")
+        case _:
+            return HTTPError(500, "the local archive cannot be read")
 
 
 async def _receive(request: Request, path: Path) -> None:

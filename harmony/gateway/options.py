@@ -23,6 +23,8 @@ from harmony.gateway.config import Secret, Table
 from harmony.gateway.tables import UID, AETitle, ByteCount, Host, Port, PositiveInt, Seconds, URLPath
 
 STORAGE = "<storage>"
+ENVELOPE_FOLDER = "jmix-store"
+"""Where envelopes are kept, below the storage folder, unless some `store_dir` says otherwise."""
 
 MAX_PDU_MIN = 4096
 """Smaller PDUs cost more in headers and system calls than any peer could gain."""
@@ -68,7 +70,8 @@ class JmixEndpointOptions(PrefixOptions, frozen=True):
     skip_hashing: bool | None = None
     """None: what the jmix_builder of the pipeline says. The query parameter of a request beats both."""
     skip_listing: bool | None = None
-    store_dir: Path = Path(STORAGE, "jmix-store")
+    store_dir: Path | None = None
+    """None: that of the jmix_builder of the pipeline, or ENVELOPE_FOLDER below the storage folder."""
     max_upload_bytes: ByteCount = DEFAULT_LARGEST_UPLOAD_BYTES
 
 
@@ -245,7 +248,7 @@ class StorageBackendOptions(Table, frozen=True):
 class JmixBuilderOptions(Table, frozen=True):
     skip_hashing: bool = False
     skip_listing: bool = False
-    store_dir: Path = Path(STORAGE, "jmix-store")
+    store_dir: Path = Path(STORAGE, ENVELOPE_FOLDER)
     profile: Literal["harmony", "jmix"] = "harmony"
     group: Literal["study", "instance"] = "study"
     quiet_time_secs: Annotated[float, Meta(gt=0, le=3600)] = 1.0

@@ -23,12 +23,14 @@ from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dimse_bridge import DimseBridge
+from harmony.gateway.envelope_builder import EnvelopeBuilder
 from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.management import Management, serves_management
 from harmony.gateway.options import (
+    ENVELOPE_FOLDER,
     DicomScpOptions,
     DicomScuOptions,
     HttpEndpointOptions,
@@ -64,6 +66,7 @@ class Assembly:
     retrieved: dict[Path, RetrievedFolders] = field(default_factory=dict)
     """By their root."""
     backends: list[Backend] = field(default_factory=list)
+    studies: list[StudyEnvelopes] = field(default_factory=list)
     dicom: list[DicomListener] = field(default_factory=list)
     routers: dict[str, Router] = field(default_factory=dict)
     """By network name."""
@@ -81,6 +84,8 @@ class _Assembler:
         self._pacses: dict[str, DicomSCU] = {}
         """By the name of their table."""
         self._receivers = StoreReceivers()
+        self._archives: dict[Path, LocalArchive] = {}
+        """What can be retrieved from, one for each storage folder."""
         self._durable_indexes = {
             _place(options.storage_dir) for options in self._scp_options() if options.durability == "fsync"
         }
@@ -88,6 +93,10 @@ class _Assembler:
     def assemble(self) -> Assembly:
         for pipeline in self.config.pipelines.values():
             self._add(pipeline)
+        for pipeline in self.config.pipelines.values():
+            for endpoint in pipeline.endpoints:
+                if isinstance(endpoint.options, JmixEndpointOptions):
+                    self._add_jmix(pipeline, endpoint, endpoint.options)
         self._share_store_ports()
         for listener, scps in self._scps.items():
             self.assembly.dicom.append(DicomListener(listener, scps))
@@ -114,8 +123,6 @@ class _Assembler:
                     self._scps.setdefault(listener, []).append(
                         DicomSCP(endpoint, backend, self._observer(endpoint))
                     )
-            elif isinstance(endpoint.options, JmixEndpointOptions):
-                self._add_jmix(pipeline, endpoint, endpoint.options)
             elif isinstance(endpoint.options, HttpEndpointOptions):
                 for configured in pipeline.backends[:1]:
                     self._add_bridge(endpoint, configured)
@@ -146,6 +153,8 @@ class _Assembler:
         if configured is not None and isinstance(configured.options, StorageBackendOptions):
             options = msgspec.structs.replace(options, storage_dir=configured.options.root / OBJECT_FOLDER)
         archive = self._archive(options)
+        if options.index:
+            self._archives.setdefault(_place(options.storage_dir), archive)
         builder = next((each for each in pipeline.left if isinstance(each.options, JmixBuilderOptions)), None)
         management = self.assembly.management
         if management is not None:
@@ -203,16 +212,20 @@ class _Assembler:
         return self.assembly.indexes[place]
 
     def _add_jmix(self, pipeline: Pipeline, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
-        envelopes = self._envelopes(options.store_dir)
-        studies = StudyEnvelopes(
-            list(self._archives()),
-            envelopes,
-            skip_hashing=bool(options.skip_hashing),
-            skip_listing=bool(options.skip_listing),
+        """After all that receive: what they have received can be packed."""
+        given = next(
+            (each.options for each in pipeline.middleware if isinstance(each.options, JmixBuilderOptions)),
+            None,
         )
+        builder = given or JmixBuilderOptions(store_dir=self.config.storage_path / ENVELOPE_FOLDER)
+        envelopes = self._envelopes(options.store_dir or builder.store_dir)
+        sources = [self._source(each) for each in pipeline.backends] or list(self._archives.values())
+        studies = StudyEnvelopes(sources, EnvelopeBuilder(builder, envelopes, fsync=envelopes.fsync))
+        self.assembly.studies.append(studies)
         if self.assembly.management is not None:
             self.assembly.management.watch_studies(pipeline.name, endpoint.name, studies)
-        self._add_routes(endpoint, JmixEndpoint(endpoint, envelopes, studies))
+        jmix = JmixEndpoint(endpoint, envelopes, studies, on_demand=bool(pipeline.backends))
+        self._add_routes(endpoint, jmix)
 
     def _add_bridge(self, endpoint: Endpoint, configured: config.Backend) -> None:
         pacs = self._pacs(configured)
@@ -235,10 +248,18 @@ class _Assembler:
             raise ConfigError([configured.origin.problem("options.retrieve_ttl_secs", message)])
         return folders
 
-    def _archives(self) -> Iterator[Path]:
-        """The folders in which studies may be."""
-        folders = [options.storage_dir for options in self._scp_options()]
-        yield from dict.fromkeys([*folders, self.config.storage_path / "dimse"])
+    def _source(self, configured: config.Backend) -> Backend:
+        """Where a jmix endpoint retrieves studies from."""
+        options = configured.options
+        if isinstance(options, DicomScuOptions):
+            return self._pacs(configured)
+        assert isinstance(options, StorageBackendOptions)
+        place = _place(options.root / OBJECT_FOLDER)
+        if place not in self._archives:
+            archive = self._archive(DicomScpOptions(storage_dir=place))
+            self.assembly.backends.append(archive)
+            self._archives[place] = archive
+        return self._archives[place]
 
     def _scp_options(self) -> Iterator[DicomScpOptions]:
         for pipeline in self.config.pipelines.values():

@@ -87,7 +87,8 @@ class EnvelopeStore:
 
     def __init__(self, root: Path, *, fsync: bool = False, limits: Limits | None = None) -> None:
         self.root = root
-        self._fsync = fsync
+        self.fsync = fsync
+        """What is in the store is on the disk; who builds into it sees to that as well."""
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._index: sqlite3.Connection | None = None
@@ -103,7 +104,7 @@ class EnvelopeStore:
             left.unlink()
         index = sqlite3.connect(self.root / INDEX_NAME, isolation_level=None, check_same_thread=False)
         index.execute("PRAGMA journal_mode = WAL")
-        index.execute(f"PRAGMA synchronous = {'FULL' if self._fsync else 'NORMAL'}")
+        index.execute(f"PRAGMA synchronous = {'FULL' if self.fsync else 'NORMAL'}")
         index.execute("PRAGMA foreign_keys = ON")
         index.executescript(_SCHEMA)
         self._index = index
@@ -157,7 +158,7 @@ class EnvelopeStore:
             if self._archive(folder) is not None:
                 raise EnvelopeExists(info.id)
             folder.mkdir(exist_ok=True)
-            if self._fsync:
+            if self.fsync:
                 _sync(upload)
             try:
                 os.rename(upload, path)
@@ -278,7 +279,7 @@ class EnvelopeStore:
     def _enter(
         self, envelope_id: str, path: Path, studies: Iterable[str], *, origin: str, created_at: datetime
     ) -> StoredEnvelope:
-        if self._fsync:
+        if self.fsync:
             _sync(path.parent)
             _sync(self.root)
         relative = f"{path.parent.name}/{path.name}"
@@ -328,7 +329,7 @@ class EnvelopeStore:
     def _write_manifest(self, folder: Path, manifest: bytes) -> None:
         temporary = folder / "manifest.json.tmp"
         temporary.write_bytes(manifest)
-        if self._fsync:
+        if self.fsync:
             _sync(temporary)
         os.replace(temporary, folder / "manifest.json")
 

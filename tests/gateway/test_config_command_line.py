@@ -156,7 +156,6 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
     [
         ("http", "", "", 'backends is []; an http endpoint without a "dicom_scu" backend'),
         ("http", "", "storage", 'backends lists "b"; an http endpoint with another backend than "dicom_scu"'),
-        ("jmix", "", "dicom_scu", 'backends lists "b"; forwarding the requests of a jmix endpoint'),
         (
             "http",
             '"jmix_builder"',
@@ -190,6 +189,60 @@ def test_what_does_not_go_together(tmp_path, endpoint, middleware, backend, mess
     found = [f"{each.key} {each.message}" for each in unsupported(load(path, env={}))]
     assert len(found) == (message is not None)
     assert all(each.startswith(message) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "middleware", "backend", "problem"),
+    [
+        (["jmix"], [], "dicom_scu", None),
+        (["jmix"], ["jmix_builder", "passthru"], "dicom_scu", None),
+        (["jmix"], ["jmix_builder"], "storage", None),
+        (["jmix", "dicom_scp"], [], "dicom_scu", None),
+        (["jmix", "dicom_scp"], ["jmix_builder"], "storage", None),
+        (["jmix"], [], "jmix_backend", "forwarding the requests of a jmix endpoint to jmix_backend is not"),
+        (
+            ["jmix", "dicom_scp"],
+            ["jmix_builder"],
+            "dicom_scu",
+            "packing what is sent to one with a jmix_builder",
+        ),
+        (["dicom_scp"], [], "jmix_backend", 'must contain a "jmix_builder"'),
+    ],
+)
+def test_which_backend_may_be_behind_which_endpoint(tmp_path, endpoints, middleware, backend, problem):
+    path = tmp_path / "config.toml"
+    options = {"dicom_scu": 'options.aet = "PACS"', "storage": 'options.root = "disk"'}.get(backend, "")
+    host = "" if backend == "storage" else 'connection.host = "h"'
+    path.write_text(
+        f"""
+        [proxy]
+        id = "test"
+        [network.n.http]
+        bind_port = 8080
+        [network.n.dicom]
+        bind_port = 11112
+        [pipelines.p]
+        networks = ["n"]
+        endpoints = {endpoints}
+        middleware = {middleware}
+        backends = ["b"]
+        [endpoints.jmix]
+        service = "jmix"
+        options.path_prefix = "/jmix"
+        [endpoints.dicom_scp]
+        service = "dicom_scp"
+        [backends.b]
+        service = "{backend}"
+        {host}
+        {options}
+        """
+    )
+    found = [each.message for each in unsupported(load(path, env={}))]
+    if problem is None:
+        assert found == []
+    else:
+        (message,) = found
+        assert problem in message
 
 
 def test_everything_in_the_default_and_the_example_is_supported():

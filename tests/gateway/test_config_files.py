@@ -58,7 +58,8 @@ def test_default():
     (jmix,) = envelopes.endpoints
     assert jmix.address == Listener("127.0.0.1", 8042)
     assert jmix.options.path_prefix == "/jmix"
-    assert jmix.options.store_dir == receive.left[0].options.store_dir
+    assert str(receive.left[0].options.store_dir) == "harmony-data/jmix-store"
+    assert jmix.options.store_dir is None  # which is the same
     assert [network.http.port for network in loaded.http_networks()] == [8042]
 
 

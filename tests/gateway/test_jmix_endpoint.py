@@ -14,8 +14,18 @@ import zipfile
 
 import pytest
 
-from harmony.gateway import study_envelope
+from harmony.archive.index import ArchiveIndexError
+from harmony.dimse import associate
+from harmony.dimse.retrieve_scp import Selection
+from harmony.dimse.status import DimseError, Status
+from harmony.gateway.backend import Retrieve
+from harmony.http.client import HTTPClient, UpstreamError
+from harmony.jmix.reader import check_envelope
+from harmony.ul.errors import AssociationRejected, ConnectFailed, ConnectionLost, DeadlineExceeded
+from harmony.ul.negotiation import propose_contexts
 
+CT = "1.2.840.10008.5.1.4.1.1.2"
+IMPLICIT = "1.2.840.10008.1.2"
 STUDY = "1.2.3.4.5"
 
 
@@ -386,21 +396,42 @@ async def test_prime_looks_where_endpoints_store(bench, make_instance):
     assert (await ask(bench, "GET", f"/prime/{STUDY}")).status == 201
 
 
-async def test_simultaneous_primes_build_once(bench, make_instance, monkeypatch):
+async def test_simultaneous_primes_build_once(bench, make_instance):
     bench.builder = None
     await bench.start()
     await bench.send(make_instance("1.1"))
-    builds = []
-    build = study_envelope.build_envelope
-
-    def counting(*arguments, **options):
-        builds.append(arguments)
-        return build(*arguments, **options)
-
-    monkeypatch.setattr(study_envelope, "build_envelope", counting)
     answers = await asyncio.gather(*(ask(bench, "GET", f"/prime/{STUDY}") for _ in range(5)))
     assert {json.loads(answer.body)["id"] for answer in answers} == {bench.envelopes()[0].stem}
-    assert len(builds) == 1
+
+
+async def test_prime_takes_all_folders_that_have_an_index(bench, make_instance, free_ports, read_envelope):
+    (port,) = free_ports(1)
+    bench.builder = None
+    bench.more = f"""
+        [pipelines.r]
+        networks = ["n"]
+        endpoints = ["second"]
+        [endpoints.second]
+        service = "dicom_scp"
+        options = {{ local_aet = "SECOND", bind_addr = "127.0.0.1", port = {port}, storage_dir = "{bench.folder}/2" }}
+    """
+    await bench.start()
+    await bench.send(make_instance("1.1"))
+    async with associate(
+        "127.0.0.1", port, called_ae_title="SECOND", contexts=propose_contexts([(CT, [IMPLICIT])])
+    ) as scu:
+        await scu.store(make_instance("1.2"))
+    made = json.loads((await ask(bench, "GET", f"/prime/{STUDY}")).body)
+    envelope = read_envelope((await ask(bench, "GET", f"/{made['id']}")).body)
+    assert sorted(envelope.objects) == ["1.1", "1.2"]
+
+
+async def test_asking_for_a_study_packs_nothing_without_a_backend(bench, make_instance):
+    bench.builder = None
+    await bench.start()
+    await bench.send(make_instance("1.1"))
+    assert (await ask(bench, "GET", f"?studyInstanceUid={STUDY}")).status == 404
+    assert bench.envelopes() == []
 
 
 async def test_file_that_is_not_ours_is_no_object(bench, make_instance):
@@ -410,3 +441,211 @@ async def test_file_that_is_not_ours_is_no_object(bench, make_instance):
     folder.mkdir(parents=True)
     (folder / "x.dcm").write_bytes(struct.pack("<L", 0) * 100)
     assert (await ask(bench, "GET", "/prime/1.2.88")).status == 404
+
+
+# A study from a backend
+
+
+@pytest.fixture
+async def archive(bench, make_instance):
+    """The bench, whose archive is a backend for a second jmix endpoint: ask_archive."""
+    bench.builder = None
+    bench.more = f"""
+        [pipelines.r]
+        networks = ["n"]
+        endpoints = ["other"]
+        middleware = ["own"]
+        backends = ["disk"]
+        [backends.disk]
+        service = "storage"
+        options.root = "{bench.storage}"
+        [middleware.own]
+        type = "jmix_builder"
+        [middleware.own.options]
+        store_dir = "{bench.folder}/own"
+        sender = "Hospital"
+        sender_id = "org:hospital"
+        skip_hashing = true
+        [endpoints.other]
+        service = "jmix"
+        options.path_prefix = "/other"
+        options.skip_listing = true
+    """
+    await bench.start()
+    await bench.send(make_instance("1.1"), make_instance("1.2", pixels=bytes(100_000)))
+    return bench
+
+
+async def ask_archive(bench, path: str, method: str = "GET", **headers: str):
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    client = HTTPClient(f"http://127.0.0.1:{bench.http_port}/other/api/jmix", timeout_s=10.0)
+    try:
+        return await client.request(method, path, headers=fields)
+    finally:
+        await client.aclose()
+
+
+async def test_study_is_packed_when_it_is_asked_for(archive, make_instance, read_envelope):
+    answer = await ask_archive(archive, f"?studyInstanceUid={STUDY}")
+    assert (answer.status, answer.headers.get("content-type")) == (200, "application/zip")
+    found = read_envelope(answer.body)
+    assert answer.headers.get("content-disposition") == f'attachment; filename="{found.id}.zip"'
+    assert found.data == {
+        "1.1": make_instance("1.1").data,
+        "1.2": make_instance("1.2", pixels=bytes(100_000)).data,
+    }
+    assert check_envelope(archive.folder / "own" / found.id / f"{found.id}.zip").id == found.id
+    again = await ask_archive(archive, f"?studyInstanceUid={STUDY}")
+    assert again.body == answer.body
+    prime = await ask_archive(archive, f"/prime/{STUDY}")
+    assert (prime.status, json.loads(prime.body)) == (200, {"id": found.id, "status": "ready"})
+    assert (await ask_archive(archive, f"/{found.id}")).body == answer.body
+    await archive.restart()
+    assert (await ask_archive(archive, f"?studyInstanceUid={STUDY}")).body == answer.body
+
+
+async def test_options_of_the_builder_are_for_what_is_packed(archive, read_envelope):
+    found = read_envelope((await ask_archive(archive, f"?studyInstanceUid={STUDY}")).body)
+    manifest, files = found.documents["manifest.json"], found.documents["payload/files.json"]
+    assert manifest["sender"] == {"id": "org:hospital", "name": "Hospital"}
+    assert "payload_hash" not in manifest["security"]
+    assert [(entry["file"], "hash" in entry) for entry in files] == [("metadata.json", False)]
+
+
+async def test_the_request_has_the_last_word(archive, read_envelope):
+    path = f"?studyInstanceUid={STUDY}&skip_hashing=0&skip_listing=False"
+    found = read_envelope((await ask_archive(archive, path)).body)
+    manifest, files = found.documents["manifest.json"], found.documents["payload/files.json"]
+    assert manifest["security"]["payload_hash"].startswith("sha256:")
+    assert len(files) == 3
+    assert all("hash" in entry for entry in files)
+
+
+@pytest.mark.parametrize("path", [f"?studyInstanceUid={STUDY}&", f"/prime/{STUDY}?"])
+@pytest.mark.parametrize("flag", ["skip_hashing=yes", "skip_listing=", "skip_hashing=2"])
+async def test_flags_are_true_or_false(archive, path, flag):
+    answer = await ask_archive(archive, path + flag)
+    assert answer.status == 400
+    assert json.loads(answer.body)["error"].endswith("must be true, false, 1 or 0")
+    assert list((archive.folder / "own").glob("*/*.zip")) == []
+
+
+async def test_prime_of_what_a_backend_has(archive):
+    answer = await ask_archive(archive, f"/prime/{STUDY}?skip_hashing=1")
+    assert (answer.status, json.loads(answer.body)["status"]) == (201, "created")
+    assert (await ask_archive(archive, f"/{json.loads(answer.body)['id']}")).status == 200
+
+
+async def test_backend_without_the_study(archive):
+    for path in (
+        "?studyInstanceUid=1.2.99",
+        "?studyInstanceUid=../../etc",
+        "?studyInstanceUid=*",
+        "/prime/1.2.99",
+        "/00000000-0000-4000-8000-000000000000",
+        "/00000000-0000-4000-8000-000000000000/manifest",
+    ):
+        answer = await ask_archive(archive, path)
+        assert (answer.status, list(json.loads(answer.body))) == (404, ["error"])
+    assert list((archive.folder / "own" / "incoming").iterdir()) == []
+
+
+async def test_study_that_nobody_could_take_is_not_packed(archive):
+    answer = await ask_archive(archive, f"?studyInstanceUid={STUDY}", Accept="text/html")
+    assert answer.status == 406
+    assert list((archive.folder / "own").glob("*/*.zip")) == []
+    answer = await ask_archive(archive, f"?studyInstanceUid={STUDY}", Accept="application/gzip")
+    assert (answer.status, answer.headers.get("content-type")) == (200, "application/gzip")
+
+
+async def test_archive_that_is_gone_is_packed_again(archive):
+    first = await ask_archive(archive, f"/prime/{STUDY}")
+    (path,) = (archive.folder / "own").glob("*/*.zip")
+    path.unlink()
+    answer = await ask_archive(archive, f"/prime/{STUDY}")
+    assert answer.status == 201
+    assert json.loads(answer.body)["id"] != json.loads(first.body)["id"]
+
+
+FAILURES = [
+    (ConnectFailed("connection refused"), 502),
+    (AssociationRejected(1, 1, 7), 502),
+    (ConnectionLost("the peer closed the connection"), 502),
+    (DimseError(Status.OUT_OF_RESOURCES, "no room for DOE^JOHN"), 502),
+    (DeadlineExceeded("the response", 30.0), 504),
+    (TimeoutError(), 504),
+    (ArchiveIndexError("database disk image is malformed"), 500),
+    (PermissionError(13, "Permission denied", "/a/file"), 500),
+    (EOFError("/a/file ended at byte 7"), 500),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES])
+async def test_backend_that_fails(archive, monkeypatch, caplog, error, status):
+    async def retrieve(_: Retrieve) -> Selection:
+        raise error
+
+    (source,) = archive.gateway._assembly.backends
+    monkeypatch.setattr(source, "retrieve", retrieve)
+    for path in (f"?studyInstanceUid={STUDY}", f"/prime/{STUDY}"):
+        answer = await ask_archive(archive, path)
+        assert answer.status == status
+        assert list(json.loads(answer.body)) == ["error"]
+        assert b"DOE" not in answer.body
+        assert b"/a/file" not in answer.body
+    assert f"study {STUDY} cannot be packed" in caplog.text
+    assert "DOE" not in caplog.text
+    assert [path.name for path in (archive.folder / "own").iterdir() if path.is_dir()] == ["incoming"]
+    assert list((archive.folder / "own" / "incoming").iterdir()) == []
+
+
+async def test_client_that_leaves_ends_the_retrieve(archive, monkeypatch, make_instance, until):
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def instances():
+        try:
+            yield make_instance("1.1")
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def retrieve(_: Retrieve) -> Selection:
+        return Selection(instances())
+
+    (source,) = archive.gateway._assembly.backends
+    monkeypatch.setattr(source, "retrieve", retrieve)
+    _, writer = await asyncio.open_connection("127.0.0.1", archive.http_port)
+    writer.write(f"GET /other/api/jmix?studyInstanceUid={STUDY} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        await begun.wait()
+        writer.close()
+        await ended.wait()
+    await until(lambda: not list((archive.folder / "own" / "incoming").iterdir()))
+    assert list((archive.folder / "own").glob("*/*.zip")) == []
+
+
+async def test_gateway_that_stops_ends_the_retrieve(archive, monkeypatch, make_instance):
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def instances():
+        try:
+            yield make_instance("1.1")
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def retrieve(_: Retrieve) -> Selection:
+        return Selection(instances())
+
+    (source,) = archive.gateway._assembly.backends
+    monkeypatch.setattr(source, "retrieve", retrieve)
+    asking = asyncio.create_task(ask_archive(archive, f"?studyInstanceUid={STUDY}"))
+    async with asyncio.timeout(20):
+        await begun.wait()
+        await archive.stop(0.0)
+        await ended.wait()
+        with pytest.raises(UpstreamError):
+            await asking
+    assert list((archive.folder / "own" / "incoming").iterdir()) == []

@@ -23,10 +23,63 @@ def test_one_store_for_all_who_name_the_same_folder(bench):
     assert set(stores) == {bench.folder / "envelopes", bench.storage / "jmix-store"}
 
 
+def test_envelopes_are_where_the_builder_of_the_pipeline_or_the_endpoint_says(bench):
+    bench.more = f"""
+        [pipelines.r]
+        networks = ["n"]
+        endpoints = ["other"]
+        middleware = ["own"]
+        [middleware.own]
+        type = "jmix_builder"
+        options.store_dir = "{bench.folder}/builders"
+        [endpoints.other]
+        service = "jmix"
+        options.path_prefix = "/other"
+    """
+    assert set(assemble(bench.config()).envelope_stores) == {
+        bench.folder / "builders",
+        bench.storage / "jmix-store",
+    }
+    bench.more += f'options.store_dir = "{bench.folder}/endpoints"'
+    assert set(assemble(bench.config()).envelope_stores) == {
+        bench.folder / "endpoints",
+        bench.storage / "jmix-store",
+    }
+
+
+def test_studies_are_retrieved_from_one_archive_for_each_folder(bench):
+    def storage(root) -> str:
+        return f"""
+            [pipelines.r]
+            networks = ["n"]
+            endpoints = ["other"]
+            backends = ["disk"]
+            [backends.disk]
+            service = "storage"
+            options.root = "{root}"
+            [endpoints.other]
+            service = "jmix"
+            options.path_prefix = "/other"
+        """
+
+    bench.builder = None
+    bench.more = storage(bench.folder / "elsewhere")
+    assembly = assemble(bench.config())
+    received, elsewhere = assembly.backends
+    assert [studies._sources for studies in assembly.studies] == [[received], [elsewhere]]
+    assert set(assembly.indexes) == {bench.storage / "dimse", bench.folder / "elsewhere" / "dimse"}
+    bench.more = storage(bench.storage)
+    assembly = assemble(bench.config())
+    assert [studies._sources for studies in assembly.studies] == [assembly.backends] * 2
+    bench.scp = "index = false"
+    bench.more = ""
+    assert [studies._sources for studies in assemble(bench.config()).studies] == [[]]
+
+
 def test_durability_reaches_the_envelopes(bench):
-    assert [store._fsync for store in assemble(bench.config()).envelope_stores.values()] == [False]
+    assert [store.fsync for store in assemble(bench.config()).envelope_stores.values()] == [False]
     bench.scp = 'durability = "fsync"'
-    assert [store._fsync for store in assemble(bench.config()).envelope_stores.values()] == [True]
+    assert [store.fsync for store in assemble(bench.config()).envelope_stores.values()] == [True]
 
 
 @pytest.mark.parametrize(
