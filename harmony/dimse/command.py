@@ -433,7 +433,8 @@ NMessage = (
 Message = CMessage | NMessage
 
 
-_STORE_RSP_MIDDLE = Struct("<HHLHHHLHHHLHHHLH")
+_STORE_RSP_HEAD = Struct("<HHLLHHL")  # group length; header of the Affected SOP Class UID
+_STORE_RSP_MIDDLE = Struct("<HHLHHHLHHHLHHHLHHHL")  # what is between the UIDs; header of the other one
 
 
 def encode_store_rsp(
@@ -441,19 +442,29 @@ def encode_store_rsp(
 ) -> bytes:
     """The same bytes as CStoreRSP(...).encode().
 
-    It exists because this is the answer to every received object: 1.2 us here, 3.0 us to build and encode the
+    It exists because this is the answer to every received object: 1.0 us here, 3.0 us to build and encode the
     message (CPython 3.11, one core of the development machine).
     """
-    head = encode_uid(0x0002, affected_sop_class_uid) if affected_sop_class_uid else b""
+    if not affected_sop_class_uid or not affected_sop_instance_uid:
+        return CStoreRSP(message_id, status, affected_sop_class_uid, affected_sop_instance_uid).encode()
+    sop_class = affected_sop_class_uid.encode("latin-1")
+    if len(sop_class) & 1:
+        sop_class += b"\0"
+    instance = affected_sop_instance_uid.encode("latin-1")
+    if len(instance) & 1:
+        instance += b"\0"
+    sop_class_size, instance_size = len(sop_class), len(instance)
+    # fmt: off
     middle = _STORE_RSP_MIDDLE.pack(
-        *(0, 0x0100, 2, CStoreRSP.command_field),
-        *(0, 0x0120, 2, message_id),
-        *(0, 0x0800, 2, NO_DATA_SET),
-        *(0, 0x0900, 2, status),
+        0, 0x0100, 2, 0x8001,  # the Command Field of a C-STORE-RSP
+        0, 0x0120, 2, message_id,
+        0, 0x0800, 2, NO_DATA_SET,
+        0, 0x0900, 2, status,
+        0, 0x1000, instance_size,
     )
-    tail = encode_uid(0x1000, affected_sop_instance_uid) if affected_sop_instance_uid else b""
-    size = len(head) + len(middle) + len(tail)
-    return UL_ELEMENT.pack(0, 0x0000, 4, size) + head + middle + tail
+    # fmt: on
+    head = _STORE_RSP_HEAD.pack(0, 0, 4, 56 + sop_class_size + instance_size, 0, 0x0002, sop_class_size)
+    return head + sop_class + middle + instance
 
 
 # --- Decoding -------------------------------------------------------------------------------------
@@ -469,7 +480,12 @@ def decode(data: bytes | bytearray | memoryview) -> tuple[Message, bool]:
     Raises CommandError: fatal if this is not group 0000 in Implicit VR Little Endian, names no known message,
     or lacks the Message ID or the Status; to be answered if a request is unknown or lacks something else.
     """
-    elements = split_elements(data if isinstance(data, bytes) else bytes(data))
+    if not isinstance(data, bytes):
+        data = bytes(data)
+    plain = _decode_plain_store_rq(data)
+    if plain is not None:
+        return plain, True
+    elements = split_elements(data)
     value = elements.get(0x0100)
     command_field = None if value is None else decode_us(value)
     decoder = _DECODERS.get(command_field)
@@ -489,6 +505,48 @@ def decode(data: bytes | bytearray | memoryview) -> tuple[Message, bool]:
             decoded = default
         values.append(decoded)
     return message_type(*values), data_set_follows
+
+
+_STORE_RQ_MIDDLE = Struct("<8sH8sH8sH8sHHHL")  # what is between the UIDs; header of the other one
+
+
+def _decode_plain_store_rq(data: bytes) -> CStoreRQ | None:
+    """Decode a C-STORE-RQ of the elements that all have, in the order of their tags; None if it is anything else.
+
+    One comes with every object: 1.9 us here, 4.4 us element by element.
+    """
+    size = len(data)
+    # The header of (0000,0002) is at 12, behind the group length; a UID is shorter than 256 bytes.
+    if size < 68 or data[:8] != b"\0\0\0\0\4\0\0\0" or data[12:16] != b"\0\0\2\0" or data[17:20] != b"\0\0\0":
+        return None
+    middle = 20 + data[16]
+    instance = middle + _STORE_RQ_MIDDLE.size
+    if instance >= size:
+        return None
+    # fmt: off
+    (
+        command_field_header, command_field, message_id_header, message_id, priority_header, priority,
+        data_set_type_header, data_set_type, group, number, length,
+    ) = _STORE_RQ_MIDDLE.unpack_from(data, middle)
+    # fmt: on
+    if (
+        command_field != 0x0001
+        or command_field_header != b"\0\0\x00\x01\2\0\0\0"
+        or message_id_header != b"\0\0\x10\x01\2\0\0\0"
+        or priority_header != b"\0\0\x00\x07\2\0\0\0"
+        or data_set_type_header != b"\0\0\x00\x08\2\0\0\0"
+        or data_set_type == NO_DATA_SET
+        or group != 0x0000
+        or number != 0x1000
+        or length != size - instance
+        or b"\\" in data
+    ):
+        return None
+    class_uid = data[20:middle].rstrip(b"\0 ").decode("latin-1")
+    instance_uid = data[instance:].rstrip(b"\0 ").decode("latin-1")
+    if not class_uid or not instance_uid:
+        return None
+    return CStoreRQ(message_id, class_uid, instance_uid, priority)
 
 
 def _unknown_operation(command_field: int | None, elements: dict[int, bytes]) -> CommandError:
