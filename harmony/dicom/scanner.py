@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 
 from harmony.dicom.vr import BIG_ENDIAN, IMPLICIT_HEADER, KNOWN_VRS, LITTLE_ENDIAN, Buffer
 
@@ -49,6 +50,13 @@ _ITEM, _IMPLICIT = 1, 2  # flags of one nesting level; a level without _ITEM is 
 _IMPLICIT_VR = "1.2.840.10008.1.2"
 _EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DEFLATED_EXPLICIT_VR = "1.2.840.10008.1.2.1.99"
+_OTHER_SYNTAXES = frozenset((_IMPLICIT_VR, _EXPLICIT_VR_BIG_ENDIAN, _DEFLATED_EXPLICIT_VR))
+"""All others are Explicit VR Little Endian (PS3.5 Annex A)."""
+
+
+@lru_cache(maxsize=64)  # programs have a handful of such sets
+def _last_of(wanted: frozenset[int]) -> int:
+    return max(wanted, default=-1)
 
 
 class HeaderScanner:
@@ -99,7 +107,7 @@ class HeaderScanner:
         """Where the data set begins in the bytes fed: 0, or after embedded file meta. None until known."""
         self._syntax = transfer_syntax_uid
         self._wanted = wanted
-        self._last_tag = max(wanted, default=-1)
+        self._last_tag = _last_of(wanted)
         self._limit_bytes = limit_bytes
         self._step: Callable[[Buffer, int, int], int] = self._start
         self._encoding = LITTLE_ENDIAN
@@ -248,9 +256,12 @@ class HeaderScanner:
             self._need = 8
             return at
         self.data_set_offset = self._origin + at
-        explicit = bytes(data[at + 4 : at + 6]) in KNOWN_VRS
-        start = bytes(data[at : at + 2])
+        first = bytes(data[at : at + 6])
+        start, explicit = first[:2], first[4:] in KNOWN_VRS
         syntax = self._syntax
+        if explicit and start == b"\x08\x00" and syntax not in _OTHER_SYNTAXES:  # nearly always
+            self._step = self._explicit
+            return self._explicit(data, at, end)
         if syntax == _DEFLATED_EXPLICIT_VR and not (explicit and start == b"\x08\x00"):
             # Raw deflate (PS3.5 Annex A.5), though some senders wrap it as zlib: RFC 1950 §2.2 makes its
             # first two bytes a multiple of 31, and 8 in the low nibble is no beginning that a deflater
@@ -285,7 +296,7 @@ class HeaderScanner:
                 return at
         encoding = self._encoding
         unpack, short = encoding.header, encoding.short
-        wanted, last_tag = self._wanted, self._last_tag
+        wanted, last_tag, values = self._wanted, self._last_tag, self.values
         last_header = min(end, self._limit_bytes - self._origin) - 8
         while at <= last_header:
             group, element, vr, length = unpack(data, at)
@@ -298,6 +309,9 @@ class HeaderScanner:
                 continue
             if vr in short:
                 value = at + 8
+                if tag not in wanted:
+                    at = value + length
+                    continue
             else:
                 header = encoding.unusual_header(data, at, end)
                 if header is None:
@@ -305,13 +319,17 @@ class HeaderScanner:
                     return at
                 value, length = header
             if tag in wanted and length <= MAXIMUM_VALUE_BYTES:
-                if value + length > end:
-                    self._need = value + length - at
-                    return at
-                self._keep(tag, bytes(data[value : value + length]))
-                if self.done:
-                    return value + length
-            elif length == _UNDEFINED:
+                at, start = value + length, at
+                if at > end:
+                    self._need = at - start
+                    return start
+                if tag not in values:
+                    values[tag] = bytes(data[value:at])
+                    if len(values) == len(wanted):
+                        self.done = True
+                        return at
+                continue
+            if length == _UNDEFINED:
                 self._stack.append(_IMPLICIT if vr == encoding.un else 0)
                 at = self._nested(data, value, end)
                 if self._stack or self.done:
@@ -327,7 +345,7 @@ class HeaderScanner:
             if self._stack or self.done:
                 return at
         unpack = IMPLICIT_HEADER
-        wanted, last_tag = self._wanted, self._last_tag
+        wanted, last_tag, values = self._wanted, self._last_tag, self.values
         last_header = min(end, self._limit_bytes - self._origin) - 8
         while at <= last_header:
             group, element, length = unpack(data, at)
@@ -343,9 +361,11 @@ class HeaderScanner:
                 if stop > end:
                     self._need = stop - at
                     return at
-                self._keep(tag, bytes(data[at + 8 : stop]))
-                if self.done:
-                    return stop
+                if tag not in values:
+                    values[tag] = bytes(data[at + 8 : stop])
+                    if len(values) == len(wanted):
+                        self.done = True
+                        return stop
             elif length == _UNDEFINED:
                 self._stack.append(_IMPLICIT)
                 at = self._nested(data, at + 8, end)
@@ -432,11 +452,6 @@ class HeaderScanner:
         except zlib.error:
             return self._give_up("the deflated data set cannot be inflated")
         return end
-
-    def _keep(self, tag: int, value: bytes) -> None:
-        self.values.setdefault(tag, value)
-        if len(self.values) == len(self._wanted):
-            self.done = True
 
     def _between_elements(self, at: int, end: int) -> int:
         """No whole header is left before `end` or the limit: ask for more bytes, or give up."""
