@@ -32,6 +32,7 @@ from harmony.ul import (
     RoleSelection,
     propose_contexts,
 )
+from harmony.ul.transport import RECEIVE_BUFFER_BYTES
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -803,7 +804,7 @@ async def test_requests_without_a_negotiated_window_are_served_a_few_at_a_time(
         async with patience():
             await event.wait()
         # One operation more than agreed, and what the one receive buffer held that had been read.
-        assert len(store.sinks) <= 2 + 262144 // 100_000 + 1
+        assert len(store.sinks) <= 2 + RECEIVE_BUFFER_BYTES // 100_000 + 1
         for number in range(1, 51):
             await store.until(lambda number=number: len(later) >= number)
             later[number - 1].set_result(Outcome(0))
@@ -831,7 +832,7 @@ async def test_echoes_of_a_peer_that_does_not_read_are_bounded(serving, raw_peer
                 sent += 1000
                 await asyncio.sleep(0)
         exchange = association.user
-        assert len(exchange._tasks) <= 262144 // 70
+        assert len(exchange._tasks) <= RECEIVE_BUFFER_BYTES // 70
         peer.association.continue_reading()
         for _ in range(sent):
             await peer.next()
