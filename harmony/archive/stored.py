@@ -7,9 +7,8 @@ than a file (an envelope, an index): see docs/DESIGN.md, "What has been received
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
 
@@ -39,8 +38,7 @@ _KEPT_FIRST_OUTCOME = Outcome(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(NamedTuple):  # one per received object: made in a third of a frozen dataclass's time
     """One object in the archive."""
 
     path: str
