@@ -1,7 +1,8 @@
-"""The gateway's examples: their configurations are good, and the demonstration does what it says."""
+"""The gateway's examples: their configurations are good, and the demonstrations do what they say."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +11,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-DEMO = EXAMPLES / "dicom-to-jmix" / "demo.sh"
-CONFIGURATIONS = sorted([*EXAMPLES.glob("*/config.toml"), *EXAMPLES.glob("*/upstream.toml")])
+CONFIGURATIONS = sorted(EXAMPLES.glob("*/*.toml"))
 
-DEMO_TIMEOUT_S = 100  # it takes three seconds; its own limits add up to more
+DEMONSTRATIONS = {
+    "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
+}
+"""By the folder with its demo.sh: the programs that it needs."""
+
+DEMO_TIMEOUT_S = 100  # they take a few seconds; their own limits add up to more
 STOP_TIMEOUT_S = 10
 
 
 def environment(**changes):
     """Without what the examples take from the environment."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HARMONY_", "JMIX_"))}
+    taken = ("HARMONY_", "JMIX_", "ORTHANC_", "DEST_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
     return kept | {"PYTHON": sys.executable} | changes
 
 
-def run_demo(folder, *arguments, **changes):
-    """Run demo.sh in `folder`, with its temporary folder there too; its exit status and all that it said."""
+def run_demo(folder, name, *arguments, **changes):
+    """Run a demo.sh in `folder`, with its temporary folder there too; its exit status and all that it said."""
     demo = subprocess.Popen(
-        [DEMO, *arguments],
+        [EXAMPLES / name / "demo.sh", *arguments],
         cwd=folder,
         env=environment(TMPDIR=str(folder), **changes),
         stdin=subprocess.DEVNULL,
@@ -40,28 +46,34 @@ def run_demo(folder, *arguments, **changes):
     except subprocess.TimeoutExpired:
         os.killpg(demo.pid, signal.SIGTERM)
         output, _ = demo.communicate(timeout=STOP_TIMEOUT_S)
-        pytest.fail(f"demo.sh took more than {DEMO_TIMEOUT_S} s:\n{output}")
+        pytest.fail(f"{name}/demo.sh took more than {DEMO_TIMEOUT_S} s:\n{output}")
     return demo.returncode, output
 
 
 @pytest.fixture
-def demo_peers(require_peer):
-    for name in ("echoscu", "storescu", "curl", "unzip", "sha256sum"):
-        require_peer(name)
+def require_programs_of(require_peer):
+    """require_programs_of(demonstration)"""
+
+    def require(name):
+        for program in DEMONSTRATIONS[name]:
+            require_peer(program)
+
+    return require
 
 
 @pytest.mark.interop
-@pytest.mark.usefixtures("demo_peers")
-def test_demo_passes_and_leaves_nothing(tmp_path):
-    status, output = run_demo(tmp_path)
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_demo_passes_and_leaves_nothing(tmp_path, require_programs_of, name):
+    require_programs_of(name)
+    status, output = run_demo(tmp_path, name, "--free-ports")
     assert status == 0, output
     assert output.splitlines()[-1] == "demo passed"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.interop
-@pytest.mark.usefixtures("demo_peers")
-def test_demo_notices_a_data_set_that_is_not_the_one_sent_and_keeps_its_folder(tmp_path):
+def test_demo_notices_a_data_set_that_is_not_the_one_sent_and_keeps_its_folder(tmp_path, require_programs_of):
+    require_programs_of("dicom-to-jmix")
     # Stands between demo.sh and Python: one byte more in a file that was sent, before it is compared.
     python = tmp_path / "python"
     python.write_text(
@@ -69,7 +81,7 @@ def test_demo_notices_a_data_set_that_is_not_the_one_sent_and_keeps_its_folder(t
         f'exec "{sys.executable}" "$@"\n'
     )
     python.chmod(0o755)
-    status, output = run_demo(tmp_path, "--keep", PYTHON=str(python))
+    status, output = run_demo(tmp_path, "dicom-to-jmix", "--free-ports", "--keep", PYTHON=str(python))
     assert status == 1
     assert "is not what was sent" in output
     assert "--- gateway.log, the last lines" in output
@@ -79,12 +91,31 @@ def test_demo_notices_a_data_set_that_is_not_the_one_sent_and_keeps_its_folder(t
     assert len(list(kept.glob("first-envelope/content/payload/series_*/*.dcm"))) == 5
 
 
+@pytest.mark.interop
+def test_demo_goes_around_ports_in_use(tmp_path, require_programs_of):
+    require_programs_of("dicom-to-jmix")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        status, output = run_demo(tmp_path, "dicom-to-jmix", HARMONY_DICOM_PORT=port)
+    assert status == 0, output
+    assert f"port {port} is in use; " in output
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
 @pytest.mark.parametrize(("arguments", "python"), [(["--fast"], sys.executable), ([], "/bin/false")])
-def test_demo_that_cannot_start_fails(tmp_path, arguments, python):
-    status, output = run_demo(tmp_path, *arguments, PYTHON=python)
+def test_demo_that_cannot_start_fails(tmp_path, name, arguments, python):
+    status, output = run_demo(tmp_path, name, *arguments, PYTHON=python)
     assert status == 1
     assert output.splitlines()[-1] == "demo failed"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_demo_explains_itself(tmp_path, name):
+    status, output = run_demo(tmp_path, name, "--help")
+    assert status == 0
+    assert f"\n  examples/{name}/demo.sh [--keep] [--free-ports]\n" in output
+    assert "source" not in output
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -104,6 +135,6 @@ def test_configuration_is_good(path):
 
 def test_every_example_is_in_the_index():
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("*.*"))}
-    assert folders >= {"dicom-to-jmix", "embedding"}
+    assert folders == {"embedding", *DEMONSTRATIONS}
     index = (EXAMPLES / "README.md").read_text()
     assert [name for name in sorted(folders) if f"| [{name}](" not in index] == []

@@ -1,15 +1,16 @@
-"""The study that demo.sh sends, and the check that an envelope holds exactly it.
+"""The studies that the demonstrations send, and the check that exactly these have arrived.
 
-    python examples/dicom-to-jmix/study.py make FOLDER
-    python examples/dicom-to-jmix/study.py check FOLDER ENVELOPE_ZIP
+    python examples/study.py make FOLDER [--study-instance-uid UID] [--patient-id ID]
+    python examples/study.py check FOLDER RECEIVED
 
 make: 5 small CT images in 2 series, under FOLDER/<series>/, with new UIDs; prints the Study Instance UID. The
 patient is invented.
-check: opens the archive with Python's zipfile and compares each image's data set, byte by byte, with the file
-of the same SOP Instance UID under FOLDER. Exit status 1, with what differs on stderr, when something does.
+check: compares each image that was received, in a JMIX envelope (a ZIP) or in the files of a folder, with the file of
+the same SOP Instance UID under FOLDER: its data set, byte by byte. Exit status 1, with what differs on stderr, when
+something does.
 
-Harmony rewrites nothing but the file meta information of what it receives (PS3.10 §7.1), so that comes first in
-each file and is left out of the comparison.
+Whoever stores an object writes file meta information of its own (PS3.10 §7.1), so what comes first in each file is
+left out of the comparison.
 """
 
 import argparse
@@ -30,14 +31,14 @@ GROUP_LENGTH_BYTES = 12
 """(0002,0000) UL, which opens the file meta information and says how much of it follows (PS3.10 §7.1)."""
 
 
-def make(folder: Path) -> None:
-    study_instance_uid = generate_uid(prefix=None)  # from a UUID, PS3.5 §B.2
+def make(folder: Path, study_instance_uid: str, patient_id: str) -> None:
     for series_number, images in enumerate(IMAGES_PER_SERIES, 1):
         series_folder = folder / f"series-{series_number}"
         series_folder.mkdir(parents=True)
         series_instance_uid = generate_uid(prefix=None)
         for instance_number in range(1, images + 1):
             image = ct_image(series_number, instance_number)
+            image.PatientID = patient_id
             image.StudyInstanceUID = study_instance_uid
             image.SeriesInstanceUID = series_instance_uid
             image.SOPInstanceUID = generate_uid(prefix=None)
@@ -49,7 +50,6 @@ def ct_image(series_number: int, instance_number: int) -> Dataset:
     image = Dataset()
     image.SOPClassUID = CTImageStorage
     image.PatientName = "Demo^Harmony"
-    image.PatientID = "DEMO-1"
     image.PatientBirthDate = "19700101"
     image.PatientSex = "O"
     image.StudyDate = "20240115"
@@ -77,20 +77,28 @@ def ct_image(series_number: int, instance_number: int) -> Dataset:
     return image
 
 
-def check(folder: Path, envelope: Path) -> None:
+def check(folder: Path, received: Path) -> None:
     sent = dict(identified(path.read_bytes()) for path in folder.rglob("*.dcm"))
-    with zipfile.ZipFile(envelope) as archive:
-        if damaged := archive.testzip():
-            sys.exit(f"{damaged}: its CRC-32 does not match")
-        names = [name for name in archive.namelist() if name.endswith(".dcm")]
-        arrived = dict(identified(archive.read(name)) for name in names)
-    if len(names) != len(arrived) or sent.keys() != arrived.keys():
-        sys.exit(f"sent: {sorted(sent)}\nin the envelope: {sorted(arrived)}, {len(names)} files")
+    files = files_of_folder(received) if received.is_dir() else files_of_envelope(received)
+    arrived = dict(map(identified, files))
+    if len(files) != len(arrived) or sent.keys() != arrived.keys():
+        sys.exit(f"sent: {sorted(sent)}\nreceived: {sorted(arrived)}, {len(files)} files")
     for sop_instance_uid, data_set in sent.items():
         if arrived[sop_instance_uid] != data_set:
             sys.exit(f"the data set of {sop_instance_uid} is not what was sent")
     total_bytes = sum(map(len, sent.values()))
     print(f"{len(sent)} data sets, {total_bytes} bytes, each the same as sent")
+
+
+def files_of_envelope(path: Path) -> list[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            sys.exit(f"{damaged}: its CRC-32 does not match")
+        return [archive.read(name) for name in archive.namelist() if name.endswith(".dcm")]
+
+
+def files_of_folder(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
 
 
 def identified(file: bytes) -> tuple[str, bytes]:
@@ -108,14 +116,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="write the images of a study")
     making.add_argument("folder", type=Path)
-    checking = commands.add_parser("check", help="compare an envelope with what was sent")
+    making.add_argument("--study-instance-uid", default=generate_uid(prefix=None))  # from a UUID, PS3.5 §B.2
+    making.add_argument("--patient-id", default="DEMO-1")
+    checking = commands.add_parser("check", help="compare what was received with what was sent")
     checking.add_argument("folder", type=Path)
-    checking.add_argument("envelope", type=Path)
+    checking.add_argument("received", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "make":
-        make(arguments.folder)
+        make(arguments.folder, arguments.study_instance_uid, arguments.patient_id)
     else:
-        check(arguments.folder, arguments.envelope)
+        check(arguments.folder, arguments.received)
 
 
 if __name__ == "__main__":
