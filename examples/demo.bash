@@ -254,7 +254,10 @@ print(eval(sys.argv[1]))' "$1" <"${2:-$work/last-output}"
 }
 
 # The values of an attribute in what a program of DCMTK printed last: values GGGG,EEEE
-values() { sed -n "s/^.*($1) [A-Z][A-Z] \[\([^]]*\)\].*/\1/p" "$work/last-output" | sed 's/ *$//' | LC_ALL=C sort | paste -sd' '; }
+values() {
+    tr -d '\0' <"$work/last-output" | # UIDs are padded with it
+        sed -n "s/^.*($1) [A-Z][A-Z] \[\([^]]*[^] ]\) *\].*/\1/p" | LC_ALL=C sort | paste -sd' '
+}
 
 # How many lines of the last output match: matches EXTENDED_REGULAR_EXPRESSION
 matches() { grep -cE -- "$1" "$work/last-output" || true; }

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 CONFIGURATIONS = sorted(EXAMPLES.glob("*/*.toml"))
 
+DCMTK = ("echoscu", "storescu", "findscu", "getscu", "movescu", "storescp")
 DEMONSTRATIONS = {
+    "dicom-scp": (*DCMTK, "Orthanc", "curl"),
     "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
 }
 """By the folder with its demo.sh: the programs that it needs."""
