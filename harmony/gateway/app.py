@@ -225,8 +225,14 @@ async def _stopped(stop: _Stop, grace_s: float) -> None:
 
 
 def _closing(store: EnvelopeStore | ArchiveIndex) -> _Stop:
+    """A thread cannot be cancelled: who comes again, after a cancelled stop, waits for the one that closes already."""
+    closing: asyncio.Task[None] | None = None
+
     async def close(grace_s: float) -> None:
-        await asyncio.to_thread(store.close)
+        nonlocal closing
+        if closing is None:
+            closing = asyncio.create_task(asyncio.to_thread(store.close))
+        await asyncio.shield(closing)
 
     return close
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 
 import pytest
 
 from harmony.gateway.app import Gateway, StartError
 from harmony.ul.errors import AssociationAborted, AssociationRejected, ConnectFailed
+
+WAIT_S = 10.0
 
 
 async def connects(port: int) -> bool:
@@ -49,6 +52,30 @@ async def test_stop_is_idempotent(bench):
     await gateway.stop(0.0)
     assert not await connects(bench.dicom_port)
     assert not await connects(bench.http_port)
+
+
+async def test_stop_after_one_that_was_cancelled_waits_for_what_is_being_closed(bench, monkeypatch):
+    gateway = await bench.start()
+    (index,) = gateway._assembly.indexes.values()
+    close, closing, go_on, calls = index.close, threading.Event(), threading.Event(), []
+
+    def close_slowly():
+        calls.append(None)
+        closing.set()
+        assert go_on.wait(WAIT_S)
+        close()
+
+    monkeypatch.setattr(index, "close", close_slowly)
+    stopping = asyncio.create_task(gateway.stop(1.0))
+    assert await asyncio.to_thread(closing.wait, WAIT_S)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    again = asyncio.create_task(gateway.stop(0.0))
+    go_on.set()
+    await again
+    assert len(calls) == 1
+    assert index._index is None
 
 
 async def test_listeners_stop_together(bench, make_instance, until):
