@@ -174,7 +174,7 @@ END
 }
 
 # 0: yes, 1: not yet, 2: it is gone
-greeted() { grep -q '^Harmony ' "$work/$1.log" || running "$1"; }
+greeted() { grep -qs '^Harmony ' "$work/$1.log" || running "$1"; }
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null || running "$1"; }
 running() { if kill -0 "${processes[$1]}" 2>/dev/null; then return 1; else return 2; fi; }
 
@@ -202,6 +202,13 @@ stop() {
     say "$1: exit status 0"
 }
 
+# kill_now NAME: Orthanc takes seconds to say goodbye
+kill_now() {
+    kill -KILL "${processes[$1]}"
+    wait "${processes[$1]}" 2>/dev/null || true
+    unset "processes[$1]"
+}
+
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
 # What is done and checked
@@ -213,6 +220,17 @@ say() { printf '   %s\n' "$1"; }
 run() {
     say "\$ $(shown "$@")"
     timeout "$COMMAND_TIMEOUT_S" "$@" >"$work/last-output" 2>&1 || fail "exit status $? of: $(shown "$@")"
+}
+
+# run_in FOLDER COMMAND...: in a new folder
+run_in() {
+    local folder=$1
+    shift
+    say "\$ mkdir $(shown "$folder"); cd $(shown "$folder")"
+    mkdir "$folder"
+    cd "$folder"
+    run "$@"
+    cd "$root"
 }
 
 # http STATUS CURL_ARGUMENT...: the answer must have that status; it is in $work/last-output then
@@ -230,7 +248,7 @@ http() {
 shown() {
     local word words=
     for word; do
-        word=${word/#"$work"/\$work}
+        word=${word//"$work"/\$work}
         word=${word//"$root"\//}
         case $word in
             '' | *[!A-Za-z0-9_./:,=@%+\$-]*) word="'${word//\'/\'\\\'\'}'" ;;
@@ -246,11 +264,11 @@ expect() {
     say "$1: $2"
 }
 
-# json EXPRESSION [FILE]: the value of a Python expression of `it`, which is the last output or the file
+# json EXPRESSION [FILE]: the value of a Python expression of `it`, which is the last output or the file; *list: of many
 json() {
     "$python" -c 'import json, sys
 it = json.load(sys.stdin)
-print(eval(sys.argv[1]))' "$1" <"${2:-$work/last-output}"
+print(*eval("(" + sys.argv[1] + ",)"))' "$1" <"${2:-$work/last-output}"
 }
 
 # The values of an attribute in what a program of DCMTK printed last: values GGGG,EEEE

@@ -98,7 +98,8 @@ def files_of_envelope(path: Path) -> list[bytes]:
 
 
 def files_of_folder(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    """Of all but hidden ones."""
+    return [path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()]
 
 
 def identified(file: bytes) -> tuple[str, bytes]:

@@ -15,8 +15,10 @@ CONFIGURATIONS = sorted(EXAMPLES.glob("*/*.toml"))
 
 DCMTK = ("echoscu", "storescu", "findscu", "getscu", "movescu", "storescp")
 DEMONSTRATIONS = {
+    "dicom-backend": ("Orthanc", "curl"),
     "dicom-scp": (*DCMTK, "Orthanc", "curl"),
     "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
+    "dimse-integration": ("echoscu", "storescu", "findscu", "getscu", "Orthanc", "curl"),
 }
 """By the folder with its demo.sh: the programs that it needs."""
 

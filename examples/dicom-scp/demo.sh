@@ -89,11 +89,7 @@ responses() { matches '^I: Find Response: [0-9]+ \(Pending\)'; }
 
 # getscu writes into the folder it is started in: get_study FOLDER
 get_study() {
-    mkdir "$1"
-    say "\$ cd $(shown "$1")"
-    cd "$1"
-    run getscu -aec HARMONY_SCP 127.0.0.1 "$HARMONY_DICOM_PORT" -k 0020,000D=1.2.3.4.5
-    cd "$root"
+    run_in "$1" getscu -aec HARMONY_SCP 127.0.0.1 "$HARMONY_DICOM_PORT" -k 0020,000D=1.2.3.4.5
 }
 
 # DEST_AET, which stores data sets as they come: start_destination FOLDER
