@@ -37,6 +37,7 @@ demo() {
     need timeout
     find_python
     cd "$root"
+    export ORTHANC_HOST=localhost DEST_HOST=127.0.0.1 # no others than those that are started here
     main
     printf '\ndemo passed\n'
 }
@@ -219,7 +220,7 @@ say() { printf '   %s\n' "$1"; }
 # Shows the command; its output only when it fails.
 run() {
     say "\$ $(shown "$@")"
-    timeout "$COMMAND_TIMEOUT_S" "$@" >"$work/last-output" 2>&1 || fail "exit status $? of: $(shown "$@")"
+    timeout --foreground "$COMMAND_TIMEOUT_S" "$@" >"$work/last-output" 2>&1 || fail "exit status $? of: $(shown "$@")"
 }
 
 # run_in FOLDER COMMAND...: in a new folder

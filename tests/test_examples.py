@@ -33,9 +33,8 @@ def environment(**changes):
     return kept | {"PYTHON": sys.executable} | changes
 
 
-def run_demo(folder, name, *arguments, **changes):
-    """Run a demo.sh in `folder`, with its temporary folder there too; its exit status and all that it said."""
-    demo = subprocess.Popen(
+def start_demo(folder, name, *arguments, **changes):
+    return subprocess.Popen(
         [EXAMPLES / name / "demo.sh", *arguments],
         cwd=folder,
         env=environment(TMPDIR=str(folder), **changes),
@@ -45,6 +44,11 @@ def run_demo(folder, name, *arguments, **changes):
         text=True,
         start_new_session=True,
     )
+
+
+def run_demo(folder, name, *arguments, **changes):
+    """Run a demo.sh in `folder`, with its temporary folder there too; its exit status and all that it said."""
+    demo = start_demo(folder, name, *arguments, **changes)
     try:
         output, _ = demo.communicate(timeout=DEMO_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -93,6 +97,21 @@ def test_demo_notices_a_data_set_that_is_not_the_one_sent_and_keeps_its_folder(t
     (kept,) = tmp_path.glob("harmony-demo.*")
     assert f"\nkept: {kept}\n" in output
     assert len(list(kept.glob("first-envelope/content/payload/series_*/*.dcm"))) == 5
+
+
+@pytest.mark.interop
+def test_demo_that_is_interrupted_leaves_nothing(tmp_path, require_programs_of, free_port):
+    require_programs_of("dicom-scp")
+    demo = start_demo(tmp_path, "dicom-scp", HARMONY_DICOM_PORT=str(free_port))
+    for line in demo.stdout:
+        if line == "== C-STORE\n":
+            break
+    demo.terminate()
+    output, _ = demo.communicate(timeout=DEMO_TIMEOUT_S)
+    assert demo.returncode == 128 + signal.SIGTERM
+    assert output.splitlines()[-1] == "demo failed"
+    assert list(tmp_path.iterdir()) == []
+    socket.create_server(("127.0.0.1", free_port)).close()
 
 
 @pytest.mark.interop
