@@ -19,6 +19,7 @@ DEMONSTRATIONS = {
     "dicom-scp": (*DCMTK, "Orthanc", "curl"),
     "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
     "dimse-integration": ("echoscu", "storescu", "findscu", "getscu", "Orthanc", "curl"),
+    "jmix": ("storescu", "Orthanc", "curl", "unzip", "sha256sum"),
 }
 """By the folder with its demo.sh: the programs that it needs."""
 
