@@ -56,7 +56,7 @@ class Receiver:
             return None if program("storescp") else "DCMTK's storescp"
         if self.name == "pynetdicom":
             return None if find_spec("pynetdicom") else "the Python package pynetdicom"
-        if self.name == "harmony":
+        if self.name.startswith("harmony"):
             return None if (Path(__file__).parent.parent / "harmony" / "__main__.py").exists() else "Harmony"
         return None
 
@@ -122,31 +122,37 @@ bind_addr = "127.0.0.1"
 port = {port}
 enable_echo = true
 enable_store = true
+index = {index}
 {max_pdu}
 """
 
 
-def _harmony(place: Place) -> list[str]:
-    (place.scratch / "pipelines").mkdir()
-    configuration = place.scratch / "config.toml"
-    max_pdu = f"max_pdu = {place.maximum_length}" if place.maximum_length else ""
-    configuration.write_text(
-        HARMONY_CONFIGURATION.format(
-            scratch=place.scratch,
-            folder=place.folder,
-            port=place.port,
-            http_port=free_port(),
-            ae_title=CALLED_AE_TITLE,
-            max_pdu=max_pdu,
+def _harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
+    def command(place: Place) -> list[str]:
+        (place.scratch / "pipelines").mkdir()
+        configuration = place.scratch / "config.toml"
+        max_pdu = f"max_pdu = {place.maximum_length}" if place.maximum_length else ""
+        configuration.write_text(
+            HARMONY_CONFIGURATION.format(
+                scratch=place.scratch,
+                folder=place.folder,
+                port=place.port,
+                http_port=free_port(),
+                ae_title=CALLED_AE_TITLE,
+                index=str(index).lower(),
+                max_pdu=max_pdu,
+            )
         )
-    )
-    return [sys.executable, "-m", "harmony", "--config", str(configuration)]
+        return [sys.executable, "-m", "harmony", "--config", str(configuration)]
+
+    return command
 
 
 RECEIVERS = {
     receiver.name: receiver
     for receiver in (
-        Receiver("harmony", "Harmony", _harmony, pattern="**/*.dcm"),
+        Receiver("harmony", "Harmony", _harmony(), pattern="**/*.dcm"),
+        Receiver("harmony-no-index", "Harmony, index = false", _harmony(index=False), pattern="**/*.dcm"),
         Receiver("dcmtk", "DCMTK storescp +B, as installed", _storescp(), slow_answers=True),
         Receiver("dcmtk-nodelay", "DCMTK storescp +B, TCP_NODELAY=1", _storescp(), env={"TCP_NODELAY": "1"}),
         Receiver(

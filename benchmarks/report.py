@@ -46,7 +46,17 @@ def _table(cell: Cell, by_receiver: dict[str, list[Run]]) -> str:
     size_bytes = next(iter(by_receiver.values()))[0].data_set_bytes
     plural = "s" if associations > 1 else ""
     rows = [
-        ["receiver", "rounds", "objects/s", "MB/s", "CPU us/object", "peak MB", "/ DCMTK", "/ pynetdicom"],
+        [
+            "receiver",
+            "rounds",
+            "objects/s",
+            "MB/s",
+            "CPU us/object",
+            "until answered",
+            "peak MB",
+            "/ DCMTK",
+            "/ pynetdicom",
+        ],
         *(_row(receiver, by_receiver) for receiver in by_receiver),
     ]
     rows = [
@@ -73,6 +83,7 @@ def _row(receiver: str, by_receiver: dict[str, list[Run]]) -> list[str]:
         _spread([run.objects_per_s for run in runs]),
         _number(median(run.megabytes_per_s for run in runs)),
         _spread([run.cpu_us_per_object for run in runs]),
+        _number(median(run.answered_cpu_us_per_object for run in runs)),
         f"{max(run.peak_rss_bytes for run in runs) / 1e6:.0f}",
         _ratio(runs, by_receiver[references[0]]) if references else "",
         _ratio(runs, by_receiver["pynetdicom"]) if "pynetdicom" in by_receiver else "",
@@ -124,6 +135,7 @@ def write_json(path: Path, runs: Sequence[Run], *, options: dict[str, Any], fail
                 "objects_per_s": run.objects_per_s,
                 "megabytes_per_s": run.megabytes_per_s,
                 "cpu_us_per_object": run.cpu_us_per_object,
+                "answered_cpu_us_per_object": run.answered_cpu_us_per_object,
             }
             for run in runs
         ],
