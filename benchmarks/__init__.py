@@ -1,6 +1,7 @@
-"""Benchmarks: what Harmony does for an object, and what other receivers do for the same one.
+"""Benchmarks: what Harmony does for an object or a query, and what other programs do for the same one.
 
-`python -m benchmarks store --help` is the way in. The modules: `workloads` (objects to send), `peers` (receivers),
+`python -m benchmarks --help` is the way in. The modules: `workloads` (objects to send), `peers` (receivers),
 `preencoded` (our sender) and `senders` (all of them), `floor` (the receiver that does as little as Python can),
-`measure` (one run), `report` (tables and JSON).
+`measure` (one run), `report` and `tables` (tables and JSON); `archives`, `draining` (our client) and `retrieve` for
+retrieving.
 """

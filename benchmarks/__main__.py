@@ -1,8 +1,9 @@
-"""Command line of the benchmarks: `python -m benchmarks store [--quick] ...`.
+"""Command line of the benchmarks: `python -m benchmarks {store,retrieve} [--quick] ...`.
 
-A cell is one sender, size and number of associations. Within a cell the receivers take turns, round after round and
-each round in another order, so that a slow minute of the machine hits all of them. Objects that were acknowledged
-and are not on disk end in exit status 1, like every other failure of a run.
+`store` is here, `retrieve` is a module of its own. A cell of `store` is one sender, size and number of
+associations. Within a cell the receivers take turns, round after round and each round in another order, so that a slow
+minute of the machine hits all of them. Objects that were acknowledged and are not on disk end in exit status 1, like
+every other failure of a run.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure, report
+from benchmarks import measure, report, retrieve
 from benchmarks.peers import RECEIVERS, PeerError, Receiver, program
 from benchmarks.senders import SENDERS, Sender
 from benchmarks.workloads import SIZES, Size, Workload, create
@@ -29,7 +30,7 @@ QUICK: dict[str, Any] = {
     "receivers": ["harmony", "dcmtk-nodelay", "pynetdicom", "floor"],
 }
 FULL: dict[str, Any] = {
-    "sizes": list(SIZES),
+    "sizes": ["small", "ct", "multiframe"],
     "associations": [1, 4, 16],
     "rounds": 5,
     "senders": list(SENDERS),
@@ -39,6 +40,8 @@ FULL: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    if options.command != "store":
+        return int(options.run(options))
     defaults = QUICK if options.quick else FULL
     chosen = {
         key: getattr(options, key) if getattr(options, key) is not None else value
@@ -81,6 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     store.add_argument(
         "--json", type=Path, metavar="FILE", help="write every run and the machine to this file"
     )
+    retrieve.add_parser(commands)
     return parser.parse_args(arguments)
 
 
@@ -147,10 +151,7 @@ def _store(options: argparse.Namespace, chosen: dict[str, Any]) -> int:
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     if options.json:
-        settings = {
-            key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
-        }
-        report.write_json(options.json, runs, options={**settings, **chosen}, failures=failures)
+        report.write_json(options.json, runs, options={**vars(options), **chosen}, failures=failures)
     return 1 if failures else 0
 
 

@@ -63,6 +63,20 @@ def parse_command(command: bytes) -> dict[int, bytes]:
     return elements
 
 
+def response(request: dict[int, bytes], context_id: int) -> bytes:
+    """The P-DATA-TF that answers a request with success."""
+    sop_class, instance = request[0x0002], request.get(0x1000, b"")
+    body = struct.pack("<HHI", 0, 2, len(sop_class)) + sop_class
+    body += b"\x00\x00\x00\x01\x02\x00\x00\x00" + bytes((request[0x0100][0], 0x80))
+    body += b"\x00\x00\x20\x01\x02\x00\x00\x00" + request[0x0110]
+    body += b"\x00\x00\x00\x08\x02\x00\x00\x00\x01\x01\x00\x00\x00\x09\x02\x00\x00\x00\x00\x00"
+    if instance:
+        body += struct.pack("<HHI", 0, 0x1000, len(instance)) + instance
+    size = len(body) + 12
+    header = struct.pack(">BxIIBB", 0x04, size + 6, size + 2, context_id, 0x03)
+    return header + struct.pack("<HHII", 0, 0, 4, len(body)) + body
+
+
 class Floor(asyncio.BufferedProtocol):
     """One connection."""
 
@@ -163,17 +177,7 @@ class Floor(asyncio.BufferedProtocol):
         pending.clear()
 
     def _respond(self) -> None:
-        elements = self._elements
-        sop_class, instance = elements[0x0002], elements.get(0x1000, b"")
-        body = struct.pack("<HHI", 0, 2, len(sop_class)) + sop_class
-        body += b"\x00\x00\x00\x01\x02\x00\x00\x00" + bytes((elements[0x0100][0], 0x80))
-        body += b"\x00\x00\x20\x01\x02\x00\x00\x00" + elements[0x0110]
-        body += b"\x00\x00\x00\x08\x02\x00\x00\x00\x01\x01\x00\x00\x00\x09\x02\x00\x00\x00\x00\x00"
-        if instance:
-            body += struct.pack("<HHI", 0, 0x1000, len(instance)) + instance
-        size = len(body) + 12
-        header = struct.pack(">BxIIBB", 0x04, size + 6, size + 2, self._context_id, 0x03)
-        self._transport.write(header + struct.pack("<HHII", 0, 0, 4, len(body)) + body)
+        self._transport.write(response(self._elements, self._context_id))
 
 
 async def serve(port: int, folder: Path, *, maximum_length: int) -> None:

@@ -90,7 +90,7 @@ def run(
     conditions: Conditions,
 ) -> Run:
     """One round of one receiver. Raises ObjectsLost, or PeerError when one side fails."""
-    _check_room(conditions.output, objects * workload.data_set_bytes)
+    check_room(conditions.output, objects * workload.data_set_bytes)
     os.sync()  # what the last round left for the file system to do is not this one's
     scratch = Path(mkdtemp(prefix="harmony-bench-", dir=conditions.output))
     try:
@@ -100,12 +100,12 @@ def run(
         warm_up_objects = SLOW_WARM_UP_OBJECTS if receiver.slow_answers else WARM_UP_OBJECTS
         with running(receiver, place) as pid:
             preencoded(conditions.warm_up, place.port, warm_up_objects, 1, 1)
-            cpu_before_s = _cpu_at_rest_s(pid)
-            with _sampled_tree_rss(pid, enabled=receiver.forks) as sampled:
+            cpu_before_s = cpu_at_rest_s(pid)
+            with sampled_tree_rss(pid, enabled=receiver.forks) as sampled:
                 sent = sender.send(workload, place.port, objects, associations, FIRST_NUMBER)
-                answered_cpu_s = _cpu_s(pid) - cpu_before_s
-            cpu_s = _cpu_at_rest_s(pid) - cpu_before_s
-            peak_rss_bytes = max(sampled) if receiver.forks else _memory_bytes(pid, "VmHWM")
+                answered_cpu_s = tree_cpu_s(pid) - cpu_before_s
+            cpu_s = cpu_at_rest_s(pid) - cpu_before_s
+            peak_rss_bytes = max(sampled) if receiver.forks else memory_bytes(pid, "VmHWM")
         _check_stored(receiver, workload, folder, objects, warm_up_objects)
     finally:
         shutil.rmtree(scratch)
@@ -123,7 +123,7 @@ def run(
     )
 
 
-def _check_room(output: Path, size_bytes: int) -> None:
+def check_room(output: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(output).free
     if free < size_bytes * 1.1 + (64 << 20):
         raise PeerError(f"{output} has {free >> 20} MiB free, one round stores {size_bytes >> 20} MiB")
@@ -158,7 +158,7 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _cpu_s(pid: int) -> float:
+def tree_cpu_s(pid: int) -> float:
     """User plus system time of a process tree since it was started."""
     total = 0.0
     for process in _tree(pid):
@@ -171,20 +171,20 @@ def _cpu_s(pid: int) -> float:
     return total
 
 
-def _cpu_at_rest_s(pid: int) -> float:
+def cpu_at_rest_s(pid: int) -> float:
     """The same, once it has stopped growing."""
     deadline = time.monotonic() + REST_TIMEOUT_S
-    before = _cpu_s(pid)
+    before = tree_cpu_s(pid)
     while time.monotonic() < deadline:
         time.sleep(REST_WINDOW_S)
-        now = _cpu_s(pid)
+        now = tree_cpu_s(pid)
         if now - before < REST_WINDOW_S / 100:
             return now
         before = now
     return before
 
 
-def _memory_bytes(pid: int, field: str) -> int:
+def memory_bytes(pid: int, field: str) -> int:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(field + ":"):
@@ -193,14 +193,14 @@ def _memory_bytes(pid: int, field: str) -> int:
 
 
 @contextmanager
-def _sampled_tree_rss(pid: int, *, enabled: bool) -> Iterator[list[int]]:
+def sampled_tree_rss(pid: int, *, enabled: bool) -> Iterator[list[int]]:
     """Samples of a process tree's resident size, taken while the block runs."""
     samples: list[int] = []
     ended = threading.Event()
 
     def sample() -> None:
         while True:
-            samples.append(sum(_memory_bytes(process, "VmRSS") for process in _tree(pid)))
+            samples.append(sum(memory_bytes(process, "VmRSS") for process in _tree(pid)))
             if ended.wait(SAMPLE_INTERVAL_S):
                 return
 

@@ -3,7 +3,7 @@
 Every receiver listens on 127.0.0.1, stores each object as one file, and runs with the defaults that it is installed
 with, except where its title says otherwise. DCMTK appears three times: as installed (Nagle's algorithm on, and its
 responses leave in two writes, so that every object waits for a delayed ACK), with TCP_NODELAY=1, its best, and as
-one process per association. Harmony's command line and configuration are in one place, `_harmony`.
+one process per association. Harmony's command line and configuration are in one place, `harmony`.
 """
 
 import os
@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from pathlib import Path
 
 READY_TIMEOUT_S = 30.0
 CALLED_AE_TITLE = "BENCHMARK"
+DESTINATION_AE_TITLE = "DESTINATION"
 
 
 class PeerError(Exception):
@@ -35,6 +36,7 @@ class Place:
     folder: Path  # for objects, and nothing else
     scratch: Path  # for its configuration and its log
     maximum_length: int | None  # None: the receiver's own default
+    destination_port: int = 0  # of the C-MOVE destination DESTINATION, for archives
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,14 @@ class Receiver:
         return None
 
 
-def program(name: str) -> str | None:
-    """The path of an installed program; not the one of the same name in this virtual environment (pynetdicom's)."""
+def program(name: str, *elsewhere: str) -> str | None:
+    """The path of an installed program; not the one of the same name in this virtual environment (pynetdicom's).
+
+    elsewhere: folders to look in after those on the PATH.
+    """
     own = Path(sys.executable).absolute().parent
     folders = [part for part in os.environ.get("PATH", os.defpath).split(os.pathsep) if part]
+    folders += elsewhere
     return shutil.which(name, path=os.pathsep.join(part for part in folders if Path(part).absolute() != own))
 
 
@@ -124,12 +130,16 @@ enable_echo = true
 enable_store = true
 index = {index}
 {max_pdu}
+
+[endpoints.receiver.options.aet_table.{destination_ae_title}]
+host = "127.0.0.1"
+port = {destination_port}
 """
 
 
-def _harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
+def harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
-        (place.scratch / "pipelines").mkdir()
+        (place.scratch / "pipelines").mkdir(exist_ok=True)
         configuration = place.scratch / "config.toml"
         max_pdu = f"max_pdu = {place.maximum_length}" if place.maximum_length else ""
         configuration.write_text(
@@ -141,6 +151,8 @@ def _harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
                 ae_title=CALLED_AE_TITLE,
                 index=str(index).lower(),
                 max_pdu=max_pdu,
+                destination_ae_title=DESTINATION_AE_TITLE,
+                destination_port=place.destination_port or 104,
             )
         )
         return [sys.executable, "-m", "harmony", "--config", str(configuration)]
@@ -151,8 +163,8 @@ def _harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
 RECEIVERS = {
     receiver.name: receiver
     for receiver in (
-        Receiver("harmony", "Harmony", _harmony(), pattern="**/*.dcm"),
-        Receiver("harmony-no-index", "Harmony, index = false", _harmony(index=False), pattern="**/*.dcm"),
+        Receiver("harmony", "Harmony", harmony(), pattern="**/*.dcm"),
+        Receiver("harmony-no-index", "Harmony, index = false", harmony(index=False), pattern="**/*.dcm"),
         Receiver("dcmtk", "DCMTK storescp +B, as installed", _storescp(), slow_answers=True),
         Receiver("dcmtk-nodelay", "DCMTK storescp +B, TCP_NODELAY=1", _storescp(), env={"TCP_NODELAY": "1"}),
         Receiver(
@@ -175,8 +187,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(receiver: Receiver, place: Place) -> Iterator[int]:
-    """Run a receiver while the block lasts; yields its process id once it accepts connections."""
+def running(receiver: Receiver, place: Place, env: Mapping[str, str] | None = None) -> Iterator[int]:
+    """Run a receiver while the block lasts; yields its process id once it accepts connections.
+
+    env: besides the receiver's own.
+    """
     log = place.scratch / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -184,7 +199,7 @@ def running(receiver: Receiver, place: Place) -> Iterator[int]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **receiver.env},
+            env={**os.environ, **receiver.env, **(env or {})},
             start_new_session=True,  # its children end with it
         )
     try:

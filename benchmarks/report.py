@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.measure import Run
 from benchmarks.peers import RECEIVERS, program
 from benchmarks.senders import SENDERS
+from benchmarks.tables import number, spread
 
 DCMTK_REFERENCES = ("dcmtk-nodelay", "dcmtk", "dcmtk-fork")  # the first that ran
 
@@ -80,10 +81,10 @@ def _row(receiver: str, by_receiver: dict[str, list[Run]]) -> list[str]:
     return [
         RECEIVERS[receiver].title,
         str(len(runs)),
-        _spread([run.objects_per_s for run in runs]),
-        _number(median(run.megabytes_per_s for run in runs)),
-        _spread([run.cpu_us_per_object for run in runs]),
-        _number(median(run.answered_cpu_us_per_object for run in runs)),
+        spread([run.objects_per_s for run in runs]),
+        number(median(run.megabytes_per_s for run in runs)),
+        spread([run.cpu_us_per_object for run in runs]),
+        number(median(run.answered_cpu_us_per_object for run in runs)),
         f"{max(run.peak_rss_bytes for run in runs) / 1e6:.0f}",
         _ratio(runs, by_receiver[references[0]]) if references else "",
         _ratio(runs, by_receiver["pynetdicom"]) if "pynetdicom" in by_receiver else "",
@@ -98,14 +99,6 @@ def _ratio(runs: Sequence[Run], reference: Sequence[Run]) -> str:
 
 def _factor(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{_number(median(values))} ({_number(min(values))}-{_number(max(values))})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def machine() -> dict[str, Any]:
@@ -125,21 +118,25 @@ def machine() -> dict[str, Any]:
 
 def write_json(path: Path, runs: Sequence[Run], *, options: dict[str, Any], failures: Sequence[str]) -> None:
     """Everything needed to draw other tables: the machine, the options, every single run."""
-    content = {
-        "machine": machine(),
-        "options": options,
-        "failures": list(failures),
-        "runs": [
-            {
-                **asdict(run),
-                "objects_per_s": run.objects_per_s,
-                "megabytes_per_s": run.megabytes_per_s,
-                "cpu_us_per_object": run.cpu_us_per_object,
-                "answered_cpu_us_per_object": run.answered_cpu_us_per_object,
-            }
-            for run in runs
-        ],
-    }
+    rows = [
+        {
+            **asdict(run),
+            "objects_per_s": run.objects_per_s,
+            "megabytes_per_s": run.megabytes_per_s,
+            "cpu_us_per_object": run.cpu_us_per_object,
+            "answered_cpu_us_per_object": run.answered_cpu_us_per_object,
+        }
+        for run in runs
+    ]
+    write_rows(path, rows, options=options, failures=failures)
+
+
+def write_rows(
+    path: Path, runs: Sequence[dict[str, Any]], *, options: dict[str, Any], failures: Sequence[str]
+) -> None:
+    """The same for runs of any kind."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    content = {"machine": machine(), "options": settings, "failures": list(failures), "runs": list(runs)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 

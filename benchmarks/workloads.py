@@ -1,9 +1,9 @@
 """The objects to send, made with pydicom in a temporary folder.
 
-Three sizes: a small one (2.5 KB: a structured report, a key object, the many small files of a presentation state),
-one CT slice (512 x 512 x 16 bit) and a multi-frame object (256 such slices, 128 MiB, one file however many are sent).
-All are Explicit VR Little Endian and carry a SOP Instance UID of a fixed length, so that a sender can count it up in
-place: `instance_uid(n)` always has UID_LENGTH characters.
+Four sizes: a small one (2.5 KB: a structured report, a key object, the many small files of a presentation state),
+one CT slice (512 x 512 x 16 bit), a multi-frame object (256 such slices, 128 MiB, one file however many are sent) and
+one of 1 GB. Each size has a study of its own. All are Explicit VR Little Endian and carry a SOP Instance UID of a
+fixed length, so that a sender can count it up in place: `instance_uid(n)` always has UID_LENGTH characters.
 """
 
 from dataclasses import dataclass
@@ -34,6 +34,10 @@ class Size:
     objects: int
     quick_objects: int
 
+    @property
+    def study_instance_uid(self) -> str:
+        return f"2.25.20{self.frames * self.rows}"
+
 
 SIZES = {
     size.name: size
@@ -48,6 +52,15 @@ SIZES = {
             256,
             objects=8,
             quick_objects=4,
+        ),
+        Size(
+            "gigabyte",  # a little less: DCMTK's dcmqrscp keeps 2^30 bytes of a study at most
+            str(MultiFrameGrayscaleWordSecondaryCaptureImageStorage),
+            512,
+            512,
+            1900,
+            objects=1,
+            quick_objects=1,
         ),
     )
 }
@@ -93,8 +106,8 @@ def create(size: Size, folder: Path) -> Workload:
     dataset.Modality = "CT" if size.name == "ct" else "OT"
     dataset.PatientName = "Benchmark^Store"
     dataset.PatientID = "BENCH"
-    dataset.StudyInstanceUID = "2.25.20"
-    dataset.SeriesInstanceUID = "2.25.21"
+    dataset.StudyInstanceUID = size.study_instance_uid
+    dataset.SeriesInstanceUID = size.study_instance_uid + ".1"
     dataset.SeriesNumber = "1"
     dataset.InstanceNumber = "1"
     dataset.SamplesPerPixel = 1

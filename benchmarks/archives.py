@@ -1,0 +1,111 @@
+"""The archives that are queried and retrieved from, and how each is started: Harmony, Orthanc, dcmqrscp, qrscp.
+
+As with receivers, each has the defaults that it is installed with; limits on the amount of data are raised as far as
+they go. DCMTK's dcmqrscp serves each association in a process of its own. pynetdicom's qrscp needs SQLAlchemy.
+`NO_DELAY` in the environment turns Nagle's algorithm off in everything that is built on DCMTK.
+
+All of them answer to `CALLED_AE_TITLE` and know one C-MOVE destination, `DESTINATION_AE_TITLE` at
+`Place.destination_port`.
+"""
+
+import json
+import sys
+from importlib.util import find_spec
+
+from benchmarks.peers import (
+    CALLED_AE_TITLE,
+    DESTINATION_AE_TITLE,
+    Place,
+    Receiver,
+    free_port,
+    harmony,
+    program,
+)
+
+NO_DELAY = {"TCP_NODELAY": "1"}
+
+DCMQRSCP_STUDIES = 500
+"""More it does not keep (DB_UpperMaxStudies): the oldest goes."""
+
+ORTHANC_PATH = "/usr/sbin"
+"""Where Debian has it, which is not on every user's PATH."""
+
+
+def _orthanc(place: Place) -> list[str]:
+    configuration = {
+        "Name": "Benchmark",
+        "StorageDirectory": str(place.folder),
+        "IndexDirectory": str(place.folder),
+        "DicomAet": CALLED_AE_TITLE,
+        "DicomPort": place.port,
+        "DicomAlwaysAllowFind": True,
+        "DicomAlwaysAllowGet": True,
+        "DicomAlwaysAllowMove": True,
+        "DicomModalities": {
+            "destination": [DESTINATION_AE_TITLE, "127.0.0.1", place.destination_port or 104]
+        },
+        "HttpPort": free_port(),
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+    }
+    if place.maximum_length:
+        configuration["MaximumPduLength"] = place.maximum_length
+    file = place.scratch / "orthanc.json"
+    file.write_text(json.dumps(configuration))
+    return [program("Orthanc", ORTHANC_PATH) or "Orthanc", str(file)]
+
+
+def _dcmqrscp(place: Place) -> list[str]:
+    file = place.scratch / "dcmqrscp.cfg"
+    file.write_text(
+        f"NetworkTCPPort = {place.port}\n"
+        f"MaxPDUSize = {place.maximum_length or 16384}\n"
+        "MaxAssociations = 16\n"
+        "HostTable BEGIN\n"
+        f"destination = ({DESTINATION_AE_TITLE}, 127.0.0.1, {place.destination_port or 104})\n"
+        "HostTable END\n"
+        "VendorTable BEGIN\nVendorTable END\n"
+        "AETable BEGIN\n"
+        f"{CALLED_AE_TITLE} {place.folder} RW ({DCMQRSCP_STUDIES}, 1024mb) ANY\n"
+        "AETable END\n"
+    )
+    return [program("dcmqrscp") or "dcmqrscp", "-c", str(file)]
+
+
+def _qrscp(place: Place) -> list[str]:
+    file = place.scratch / "qrscp.ini"
+    file.write_text(
+        "[DEFAULT]\n"
+        f"ae_title: {CALLED_AE_TITLE}\n"
+        f"port: {place.port}\n"
+        f"max_pdu: {place.maximum_length or 16382}\n"
+        "acse_timeout: 30\ndimse_timeout: 60\nnetwork_timeout: 60\n"
+        "bind_address: 127.0.0.1\n"
+        f"instance_location: {place.folder}\n"
+        f"database_location: {place.scratch / 'instances.sqlite'}\n"
+        "log_identifier: False\n"
+        f"[{DESTINATION_AE_TITLE}]\naddress: 127.0.0.1\nport: {place.destination_port or 104}\n"
+    )
+    return [sys.executable, "-m", "pynetdicom", "qrscp", "-c", str(file), "-q"]
+
+
+ARCHIVES = {
+    archive.name: archive
+    for archive in (
+        Receiver("harmony", "Harmony", harmony()),
+        Receiver("orthanc", "Orthanc", _orthanc),
+        Receiver("dcmqrscp", "DCMTK dcmqrscp", _dcmqrscp, forks=True),
+        Receiver("pynetdicom", "pynetdicom qrscp", _qrscp),
+    )
+}
+
+
+def missing(name: str) -> str | None:
+    """What would have to be installed first to have an archive, or None."""
+    if name == "orthanc":
+        return None if program("Orthanc", ORTHANC_PATH) else "Orthanc"
+    if name == "dcmqrscp":
+        return None if program("dcmqrscp") else "DCMTK's dcmqrscp"
+    if name == "pynetdicom":
+        return None if find_spec("pynetdicom") and find_spec("sqlalchemy") else "pynetdicom with SQLAlchemy"
+    return None
