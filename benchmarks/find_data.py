@@ -1,6 +1,7 @@
 """An archive to query, generated straight into its index: `python -m benchmarks.find_data FOLDER`.
 
-There are no files; whoever opens the index says `verify_files=False`. All of it follows from the arguments: the same
+There are no files; whoever opens the index says `verify_files=False`, or calls `make_files`, which makes empty ones for
+the instances that a query of studies or series looks for. All of it follows from the arguments: the same
 numbers give the same archive, so that answers can be compared from run to run and from server to server. Patients have
 between one and three studies; names, dates and modalities are spread so that a query by one of them finds from one
 study to some thousands. Headers have what a CT slice's has apart from private attributes, 45 attributes.
@@ -9,6 +10,7 @@ study to some thousands. Headers have what a CT slice's has apart from private a
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 
 from harmony.archive.index import Counts, IndexedInstance
 from harmony.archive.sqlite_index import SQLiteIndex
+from harmony.dicom.json_model import encode_data_set
 
 MAXIMUM_STUDIES = 1_000_000
 MAXIMUM_INSTANCES = 10_000_000
@@ -44,7 +47,7 @@ _GIVEN_NAMES = _words("""
     Anna Ben Clara David Eva Felix Grace Hugo Ines Jan Karin Leo Maria Noah Olga Paul
 """)
 _MODALITIES = ("CT", "MR", "US", "CR", "MG")
-_SOP_CLASSES = {
+SOP_CLASSES = {
     "CT": "1.2.840.10008.5.1.4.1.1.2",
     "MR": "1.2.840.10008.5.1.4.1.1.4",
     "US": "1.2.840.10008.5.1.4.1.1.6.1",
@@ -112,6 +115,25 @@ def generate(
     return index.counts()
 
 
+def make_files(root: Path, *, studies: int, instances: int) -> None:
+    """Make an empty file for the first instance of every series, which stands for it and perhaps for its study."""
+    for number in range(studies):
+        study = study_of(number)
+        share = instances // studies + (number < instances % studies)
+        for series in range(1, min(SERIES_PER_STUDY, share) + 1):
+            folder = f"{root}/{study.uid}/{study.uid}.{series}"
+            os.makedirs(folder)
+            os.close(os.open(f"{folder}/{study.uid}.{series}.{series}.dcm", os.O_CREAT | os.O_WRONLY, 0o640))
+
+
+def data_sets(studies: int) -> Iterator[tuple[str, str, bytes]]:
+    """Yield SOP Class UID, SOP Instance UID and data set (Explicit VR Little Endian) of one instance per series."""
+    for number in range(studies):
+        for instance in _instances(study_of(number), SERIES_PER_STUDY):
+            data = encode_data_set(instance.header, TRANSFER_SYNTAX_UID)
+            yield instance.sop_class_uid, instance.sop_instance_uid, data
+
+
 def _instances(study: Study, count: int) -> Iterator[IndexedInstance]:
     series_count = min(SERIES_PER_STUDY, count)
     received_ns = 1_700_000_000_000_000_000 + study.number * 1_000_000_000
@@ -124,7 +146,7 @@ def _instances(study: Study, count: int) -> Iterator[IndexedInstance]:
             study_instance_uid=study.uid,
             series_instance_uid=series_uid,
             sop_instance_uid=uid,
-            sop_class_uid=_SOP_CLASSES[study.modality],
+            sop_class_uid=SOP_CLASSES[study.modality],
             transfer_syntax_uid=TRANSFER_SYNTAX_UID,
             size_bytes=526_000,
             received_ns=received_ns + n,
@@ -139,7 +161,7 @@ def _header(study: Study, series: int, series_uid: str) -> dict[str, dict[str, A
     elements: list[tuple[str, str, Any]] = [
         ("00080005", "CS", "ISO_IR 100"),
         ("00080008", "CS", ["ORIGINAL", "PRIMARY", "AXIAL"]),
-        ("00080016", "UI", _SOP_CLASSES[study.modality]),
+        ("00080016", "UI", SOP_CLASSES[study.modality]),
         ("00080018", "UI", ""),
         ("00080020", "DA", study.date),
         ("00080021", "DA", study.date),
