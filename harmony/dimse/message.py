@@ -23,9 +23,16 @@ COMMAND, DATA, LAST = 1, 0, 2
 """Message control header, PS3.8 Table E.2-1: bit 0 command, bit 1 last fragment."""
 
 PDV_OVERHEAD = 6  # item length, presentation context ID, message control header
-BURST_BYTES = 256 * 1024
-"""PDUs prepared for one write. Enough to make the system call cheap, small enough to stay in the CPU's
-cache."""
+BURST_BYTES = 528 * 1024
+"""PDUs prepared for one write: four of 128 KB with their headers, which is a CT image. Enough to make the system call
+cheap, small enough to stay in the CPU's cache."""
+
+WHOLE_BYTES = 32 * 1024
+"""Data sets up to this size are joined with their command. Larger buffers come from the system and go back to it each
+time, and every page of them costs a fault."""
+
+COMMAND_ROOM = 1024
+"""In front of the PDUs of a burst. Two UIDs and an AE title need 300 bytes; a longer command is written on its own."""
 
 COMMAND_SET_LIMIT = 64 * 1024
 """Longest command set that is collected. Real ones have a few hundred bytes; AT lists are the only unbounded
@@ -105,7 +112,7 @@ class MessageWriter:
     """Sends messages on one association, each as a whole: callers take `turn`s.
 
     Data sets pass through one buffer that is laid out once as `header, fragment, header, fragment, ...`; a
-    source fills the fragments in place, and one write sends the burst.
+    source fills the fragments in place, and one write sends the burst, with the command in front of the first.
     """
 
     def __init__(self, association: Association, *, pack: bool = True) -> None:
@@ -147,25 +154,22 @@ class MessageWriter:
         association = self._association
         if data is None or isinstance(data, bytes):
             has_left = self._write_whole(presentation_context_id, command, data)
-        elif not isinstance(data, StreamSource) and data.size_bytes <= BURST_BYTES - PDV_OVERHEAD - len(
-            command
-        ):
-            # One copy into one PDU (or a few) is cheaper than two writes.
+        elif isinstance(data, StreamSource):
+            self._write_whole(presentation_context_id, command, None)
+            try:
+                has_left = await self._write_stream(presentation_context_id, data)
+            except BaseException:
+                if association.is_open:
+                    association.abort()
+                raise
+        elif data.size_bytes <= WHOLE_BYTES:
+            # One copy into one PDU (or a few) is cheaper than a burst.
             whole = bytearray(data.size_bytes + (data.size_bytes & 1))
             if whole:
                 data.read_into([memoryview(whole)[: data.size_bytes]])
             has_left = self._write_whole(presentation_context_id, command, whole)
         else:
-            self._write_whole(presentation_context_id, command, None)
-            try:
-                if isinstance(data, StreamSource):
-                    has_left = await self._write_stream(presentation_context_id, data)
-                else:
-                    has_left = await self._write_source(presentation_context_id, data)
-            except BaseException:
-                if association.is_open:
-                    association.abort()
-                raise
+            has_left = await self._write_source(presentation_context_id, command, data)
         if not has_left:
             await association.flushed()
         if self._burst is not None:
@@ -190,21 +194,37 @@ class MessageWriter:
         except LocalProtocolError as error:
             raise AssociationReleased("the association is being released") from error
 
-    async def _write_source(self, presentation_context_id: int, source: DataSource) -> bool:
-        """The data set in bursts; False when the last one has not left yet."""
+    async def _write_source(self, presentation_context_id: int, command: bytes, source: DataSource) -> bool:
+        """Command and data set in bursts, the command in the first one's write; False when the last one has not left
+        yet."""
         burst = self._take_burst(presentation_context_id)
-        left = source.size_bytes
-        while left > burst.capacity:
-            source.read_into(burst.fragments)
-            left -= burst.capacity
-            await self._write_burst(burst)
-        odd = left & 1
-        pdus, ending = burst.prepare_last(left + odd)
-        if odd:
-            pdus[-1] = 0
-            ending[-1] = ending[-1][:-1]
-        source.read_into(ending)
-        return self._write(pdus)
+        pdus = encode_message(presentation_context_id, command, maximum_length=self._maximum_length)
+        begun = False
+        try:
+            start = burst.put_before(pdus)
+            if start is None:
+                begun = True
+                self._write(pdus)
+                start = COMMAND_ROOM
+            left = source.size_bytes
+            while left > burst.capacity:
+                source.read_into(burst.fragments)
+                left -= burst.capacity
+                begun = True
+                await self._write_burst(burst, start)
+                start = COMMAND_ROOM
+            odd = left & 1
+            end, ending = burst.prepare_last(left + odd)
+            if odd:
+                burst.buffer[end - 1] = 0
+                ending[-1] = ending[-1][:-1]
+            source.read_into(ending)
+            return self._write(burst.buffer[start:end])
+        except BaseException:
+            if begun and self._association.is_open:
+                self._association.abort()
+            burst.is_free = not begun
+            raise
 
     async def _write_stream(self, presentation_context_id: int, source: StreamSource) -> bool:
         """As _write_source, for a length that shows only at the end: one burst is kept back until more has
@@ -223,13 +243,13 @@ class MessageWriter:
                 filled += len(place)
                 view = view[len(place) :]
         odd = filled & 1
-        pdus, _ = burst.prepare_last(filled + odd)
+        end, _ = burst.prepare_last(filled + odd)
         if odd:
-            pdus[-1] = 0
-        return self._write(pdus)
+            burst.buffer[end - 1] = 0
+        return self._write(burst.buffer[COMMAND_ROOM:end])
 
-    async def _write_burst(self, burst: _Burst) -> None:
-        if not self._write(burst.buffer):
+    async def _write_burst(self, burst: _Burst, start: int = COMMAND_ROOM) -> None:
+        if not self._write(burst.buffer[start:]):
             await self._association.flushed()
         else:
             await asyncio.sleep(0)  # a peer that takes everything at once must not starve the others
@@ -244,15 +264,16 @@ class MessageWriter:
 
 
 class _Burst:
-    """A buffer of full P-DATA-TF PDUs, one data fragment each, whose headers are written once."""
+    """A buffer of full P-DATA-TF PDUs, one data fragment each, whose headers are written once; in front of them there
+    is room for the command."""
 
     def __init__(self, fragment_size: int) -> None:
         pdu_size = _HEADERS + fragment_size
         self.count = max(1, BURST_BYTES // pdu_size)
         self.fragment_size = fragment_size
         self.capacity = self.count * fragment_size
-        self.buffer = memoryview(bytearray(self.count * pdu_size))
-        starts = [index * pdu_size for index in range(self.count)]
+        self.buffer = memoryview(bytearray(COMMAND_ROOM + self.count * pdu_size))
+        starts = [COMMAND_ROOM + index * pdu_size for index in range(self.count)]
         self._starts = starts
         self.fragments = [self.buffer[start + _HEADERS : start + pdu_size] for start in starts]
         self._presentation_context_id = -1
@@ -270,8 +291,16 @@ class _Burst:
             self._header(start, self.fragment_size, DATA)
         self._changed = None
 
-    def prepare_last(self, size: int) -> tuple[memoryview, list[memoryview]]:
-        """The PDUs and the fragment places for the final `size` bytes (even, at most the capacity, 0
+    def put_before(self, pdus: bytes) -> int | None:
+        """Put PDUs right before the first fragment's; where they start, or None when there is no room for them."""
+        start = COMMAND_ROOM - len(pdus)
+        if start < 0:
+            return None
+        self.buffer[start:COMMAND_ROOM] = pdus
+        return start
+
+    def prepare_last(self, size: int) -> tuple[int, list[memoryview]]:
+        """Where the PDUs end, and the fragment places, for the final `size` bytes (even, at most the capacity, 0
         allowed)."""
         full, rest = divmod(size, self.fragment_size)
         if rest == 0 and full:
@@ -280,7 +309,7 @@ class _Burst:
         self._header(start, rest, DATA | LAST)
         self._changed = start
         end = start + _HEADERS + rest
-        return self.buffer[:end], [*self.fragments[:full], self.buffer[start + _HEADERS : end]]
+        return end, [*self.fragments[:full], self.buffer[start + _HEADERS : end]]
 
     def _header(self, start: int, size: int, control: int) -> None:
         _PDU_AND_PDV.pack_into(

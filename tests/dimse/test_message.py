@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harmony.dimse.message import BURST_BYTES, MessageAssembly, MessageWriter, encode_message
+from harmony.dimse.message import (
+    BURST_BYTES,
+    COMMAND_ROOM,
+    WHOLE_BYTES,
+    MessageAssembly,
+    MessageWriter,
+    encode_message,
+)
 from harmony.dimse.source import BytesSource, FileSource, StreamSource
 from harmony.ul.errors import AssociationReleased, ConnectionLost, LocalProtocolError, RemoteProtocolError
 
@@ -298,7 +305,7 @@ KINDS = ["bytes", "BytesSource", "FileSource", "StreamSource"]
 def sizes(maximum_length):
     fragment = min((maximum_length - 6) & ~1, BURST_BYTES - 12)
     burst = max(1, BURST_BYTES // (fragment + 12)) * fragment
-    around = {fragment, burst, 2 * burst, BURST_BYTES - 6 - len(COMMAND)}
+    around = {fragment, burst, 2 * burst, WHOLE_BYTES}
     return sorted({0, 1, 2} | {size + step for size in around for step in (-2, -1, 0, 1, 2)})
 
 
@@ -324,9 +331,24 @@ async def test_no_write_is_larger_than_a_burst(kind, tmp_path):
 
 async def test_a_small_data_set_goes_out_in_one_write_with_its_command():
     line = Line(262144)
-    await MessageWriter(line).send(7, COMMAND, BytesSource(pattern(100_000)))
+    await MessageWriter(line).send(7, COMMAND, BytesSource(pattern(WHOLE_BYTES)))
     assert line.writes == 1
     assert len(pdus_of(line.sent)) == 1
+
+
+async def test_the_first_burst_goes_out_in_one_write_with_the_command():
+    line = Line(131072)
+    await MessageWriter(line).send(7, COMMAND, BytesSource(pattern(2 * 131066)))
+    assert line.writes == 1
+    check(bytes(line.sent), command=COMMAND, data=pattern(2 * 131066), maximum_length=131072)
+
+
+@pytest.mark.parametrize("length", [COMMAND_ROOM - 12, COMMAND_ROOM - 10, 3 * COMMAND_ROOM])
+async def test_a_command_too_long_for_the_room_before_a_burst_goes_first(length):
+    line, command = Line(131072), pattern(length)
+    await MessageWriter(line).send(7, command, BytesSource(pattern(100_000)))
+    assert line.writes == (1 if length == COMMAND_ROOM - 12 else 2)
+    check(bytes(line.sent), command=command, data=pattern(100_000), maximum_length=131072)
 
 
 @given(
@@ -381,9 +403,10 @@ async def test_a_file_that_shrinks_in_mid_message_aborts(tmp_path):
     assert not line.is_open
 
 
-async def test_a_file_that_shrinks_before_the_first_byte_harms_nobody(tmp_path):
+@pytest.mark.parametrize("size", [100, 3 * BURST_BYTES])
+async def test_a_file_that_shrinks_before_the_first_byte_harms_nobody(size, tmp_path):
     path = tmp_path / "data"
-    path.write_bytes(bytes(100))
+    path.write_bytes(bytes(size))
     source = FileSource(path)
     path.write_bytes(b"")
     line = Line(16384)
