@@ -1,6 +1,6 @@
-"""Command line of the benchmarks: `python -m benchmarks {store,find,retrieve} [--quick] ...`.
+"""Command line of the benchmarks: `python -m benchmarks {store,find,retrieve,proxy} [--quick] ...`.
 
-`store` is here, `find` and `retrieve` are modules of their own. A cell of `store` is one sender, size and number of
+`store` is here, the others are modules of their own. A cell of `store` is one sender, size and number of
 associations. Within a cell the receivers take turns, round after round and each round in another order, so that a slow
 minute of the machine hits all of them. Objects that were acknowledged and are not on disk end in exit status 1, like
 every other failure of a run.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import find, measure, report, retrieve
+from benchmarks import find, measure, proxy, report, retrieve
 from benchmarks.peers import RECEIVERS, PeerError, Receiver, program
 from benchmarks.senders import SENDERS, Sender
 from benchmarks.workloads import SIZES, Size, Workload, create
@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     store.add_argument(
         "--json", type=Path, metavar="FILE", help="write every run and the machine to this file"
     )
-    for module in (find, retrieve):
+    for module in (find, retrieve, proxy):
         module.add_parser(commands)
     return parser.parse_args(arguments)
 

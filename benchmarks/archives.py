@@ -89,6 +89,70 @@ def _qrscp(place: Place) -> list[str]:
     return [sys.executable, "-m", "pynetdicom", "qrscp", "-c", str(file), "-q"]
 
 
+PROXY_CONFIGURATION = """\
+[proxy]
+name = "benchmark"
+pipelines_path = "{scratch}/pipelines"
+
+[logging]
+log_level = "warn"
+
+[storage]
+backend = "filesystem"
+
+[storage.options]
+path = "{folder}"
+
+[network.default.http]
+bind_address = "127.0.0.1"
+bind_port = {http_port}
+
+[pipelines.front]
+description = "What is asked goes to the PACS"
+networks = ["default"]
+endpoints = ["front"]
+middleware = []
+backends = ["pacs"]
+
+[endpoints.front]
+service = "dicom_scp"
+
+[endpoints.front.options]
+local_aet = "{ae_title}"
+bind_addr = "127.0.0.1"
+port = {port}
+
+[backends.pacs]
+service = "dicom_scu"
+
+[backends.pacs.options]
+aet = "{ae_title}"
+host = "127.0.0.1"
+port = {pacs_port}
+"""
+
+
+def in_front_of(pacs: Receiver, pacs_port: int) -> Receiver:
+    """Harmony with an archive as its backend."""
+
+    def command(place: Place) -> list[str]:
+        (place.scratch / "pipelines").mkdir(exist_ok=True)
+        configuration = place.scratch / "config.toml"
+        configuration.write_text(
+            PROXY_CONFIGURATION.format(
+                scratch=place.scratch,
+                folder=place.folder,
+                http_port=free_port(),
+                ae_title=CALLED_AE_TITLE,
+                port=place.port,
+                pacs_port=pacs_port,
+            )
+        )
+        return [sys.executable, "-m", "harmony", "--config", str(configuration)]
+
+    return Receiver(f"harmony-{pacs.name}", f"through Harmony to {pacs.title}", command)
+
+
 ARCHIVES = {
     archive.name: archive
     for archive in (

@@ -106,10 +106,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="smaller things, 3 rounds, the draining client only"
     )
-    parser.add_argument("--archives", type=_of(ARCHIVES), help=f"of {','.join(ARCHIVES)}")
-    parser.add_argument("--whats", type=_of(WHATS), default=list(WHATS), help=f"of {','.join(WHATS)}")
-    parser.add_argument("--services", type=_of(SERVICES), default=list(SERVICES), help="of get,move")
-    parser.add_argument("--clients", type=_of(CLIENTS), help=f"of {','.join(CLIENTS)}")
+    parser.add_argument("--archives", type=names_of(ARCHIVES), help=f"of {','.join(ARCHIVES)}")
+    parser.add_argument("--whats", type=names_of(WHATS), default=list(WHATS), help=f"of {','.join(WHATS)}")
+    parser.add_argument("--services", type=names_of(SERVICES), default=list(SERVICES), help="of get,move")
+    parser.add_argument("--clients", type=names_of(CLIENTS), help=f"of {','.join(CLIENTS)}")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--max-pdu", type=int, default=131072, help="that the draining client takes")
     parser.add_argument("--output", type=Path, help="archives store below this folder (default: temporary)")
@@ -119,7 +119,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _of(known: Any) -> Callable[[str], list[str]]:
+def names_of(known: Any) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
         if unknown := [name for name in names if name not in known]:
@@ -152,12 +152,12 @@ def run(options: argparse.Namespace) -> int:
         folder = Path(temporary)
         workloads = {name: create(SIZES[whats[name].size], folder) for name in options.whats}
         contents = [(workloads[name], whats[name].objects) for name in options.whats]
-        servers = [stack.enter_context(_filled(ARCHIVES[name], contents, folder / name)) for name in names]
+        servers = [stack.enter_context(filled(ARCHIVES[name], contents, folder / name)) for name in names]
         for name in options.whats:
             for service in options.services:
                 for client in clients:
-                    cell = _Cell(name, whats[name], workloads[name], service, client, options.max_pdu)
-                    done = _rounds(cell, servers, rounds, failures)
+                    cell = Cell(name, whats[name], workloads[name], service, client, options.max_pdu)
+                    done = rounds_of(cell, servers, rounds, failures)
                     runs += done
                     print(
                         table(done, f"C-{service.upper()} of {whats[name].title}, {client} client"),
@@ -180,7 +180,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _filled(archive: Receiver, contents: Sequence[tuple[Workload, int]], scratch: Path) -> Iterator[Served]:
+def filled(archive: Receiver, contents: Sequence[tuple[Workload, int]], scratch: Path) -> Iterator[Served]:
     """An archive that has so many objects of each workload, running."""
     check_room(scratch.parent, sum(workload.data_set_bytes * objects for workload, objects in contents))
     (scratch / "objects").mkdir(parents=True)
@@ -199,7 +199,7 @@ def _filled(archive: Receiver, contents: Sequence[tuple[Workload, int]], scratch
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class Cell:
     name: str
     what: What
     workload: Workload
@@ -208,7 +208,7 @@ class _Cell:
     maximum_length: int
 
 
-def _rounds(cell: _Cell, servers: Sequence[Served], rounds: int, failures: list[str]) -> list[Run]:
+def rounds_of(cell: Cell, servers: Sequence[Served], rounds: int, failures: list[str]) -> list[Run]:
     runs: list[Run] = []
     for turn in range(-1, rounds):  # the first to warm up: imports, caches, first allocations
         shift = turn % max(len(servers), 1)
@@ -226,7 +226,7 @@ def _rounds(cell: _Cell, servers: Sequence[Served], rounds: int, failures: list[
     return sorted(runs, key=lambda run: order[run.archive])
 
 
-def _retrieve(cell: _Cell, served: Served) -> Run:
+def _retrieve(cell: Cell, served: Served) -> Run:
     cpu_before_s = cpu_at_rest_s(served.pid)
     forks = served.archive.forks
     size_bytes = cell.workload.data_set_bytes * cell.what.objects
@@ -240,7 +240,7 @@ def _retrieve(cell: _Cell, served: Served) -> Run:
     )  # fmt: skip
 
 
-def _draining(cell: _Cell, served: Served) -> float:
+def _draining(cell: Cell, served: Served) -> float:
     command = [sys.executable, "-m", "benchmarks.draining", cell.service, str(served.place.port)]
     command += [cell.workload.size.study_instance_uid, "--max-pdu", str(cell.maximum_length)]
     command += ["--destination-port", str(served.place.destination_port)]
@@ -258,7 +258,7 @@ def _draining(cell: _Cell, served: Served) -> float:
     return float(drained["elapsed_s"])
 
 
-def _dcmtk(cell: _Cell, served: Served) -> float:
+def _dcmtk(cell: Cell, served: Served) -> float:
     """The time includes starting the client, some tens of milliseconds."""
     study = f"StudyInstanceUID={cell.workload.size.study_instance_uid}"
     pdu = ["-pdu", str(DCMTK_MAXIMUM_LENGTH)]
