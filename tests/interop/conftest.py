@@ -14,14 +14,21 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
+from harmony.dimse.part10 import read_file_meta
+from harmony.gateway.app import Gateway
+from harmony.gateway.loading import load
+
+CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 READY_TIMEOUT_S = 30.0  # Orthanc opens its database and loads its plugins before it listens
 STOP_TIMEOUT_S = 10.0
 TOOL_TIMEOUT_S = 60.0
@@ -258,6 +265,69 @@ def pynetdicom_scp(
         yield scp
     finally:
         server.shutdown()
+
+
+@pytest.fixture
+async def start_gateway(tmp_path: Path) -> AsyncIterator[Callable[[str], Awaitable[Gateway]]]:
+    """await start_gateway(toml): a gateway in this process and event loop, stopped when the test ends.
+
+    The configuration gets a name and a storage folder below tmp_path.
+    """
+    async with AsyncExitStack() as running:
+
+        async def start(text: str) -> Gateway:
+            path = tmp_path / "config.toml"
+            path.write_text(
+                f'[proxy]\nid = "interop"\n[storage.options]\npath = "{tmp_path / "storage"}"\n' + text
+            )
+            gateway = Gateway(load(path, env={}))
+            await gateway.start()
+            running.push_async_callback(gateway.stop, 0.0)
+            return gateway
+
+        yield start
+
+
+@pytest.fixture
+def ct_file(tmp_path: Path) -> Callable[..., Path]:
+    """ct_file(number, study=..., series=1, patient=...): a CT image of 8 x 8 pixels, Explicit VR Little Endian.
+
+    Its SOP Instance UID is `<study>.<series>.<number>`.
+    """
+
+    def write(number: int, *, study: str = "1.2.3.4.5", series: int = 1, patient: str = "PATIENT123") -> Path:
+        dataset = Dataset()
+        dataset.SOPClassUID, dataset.SOPInstanceUID = CT_IMAGE_STORAGE, f"{study}.{series}.{number}"
+        dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber = "20260102", "030405", "A1"
+        dataset.Modality, dataset.PatientName, dataset.PatientID = "CT", "Doe^Jane", patient
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, f"{study}.{series}"
+        dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "S1", series, number
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.Rows = dataset.Columns = 8
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+        dataset.PixelRepresentation, dataset.PixelData = 0, bytes([number, 0]) * 64
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = tmp_path / f"{dataset.SOPInstanceUID}.dcm"
+        dataset.save_as(path, enforce_file_format=True)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def data_sets() -> Callable[[Iterable[Path]], dict[str, bytes]]:
+    """data_sets(paths): what is behind the file meta of Part 10 files, by SOP Instance UID."""
+
+    def read(paths: Iterable[Path]) -> dict[str, bytes]:
+        found = {}
+        for path in paths:
+            content = path.read_bytes()
+            meta = read_file_meta(content)
+            found[meta.media_storage_sop_instance_uid] = content[meta.data_set_offset :]
+        return found
+
+    return read
 
 
 @contextmanager

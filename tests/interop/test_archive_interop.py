@@ -2,7 +2,6 @@
 are printed there, and what is retrieved against what was stored, byte by byte."""
 
 import asyncio
-import contextlib
 import json
 import re
 
@@ -10,10 +9,7 @@ import pytest
 
 from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, Transcoder
 from harmony.dimse import associate, contexts_for
-from harmony.dimse.part10 import read_file_meta
 from harmony.dimse.sop_class import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
-from harmony.gateway.app import Gateway
-from harmony.gateway.loading import load
 
 pytestmark = pytest.mark.interop
 
@@ -21,52 +17,43 @@ STUDY = "1.2.3.4.5"
 
 
 @pytest.fixture
-async def archive(tmp_path, free_port, run_tool):
+def archive(free_port, run_tool, start_gateway):
     """A gateway as in the document; set destinations (AE title -> port) and start it."""
-    async with contextlib.AsyncExitStack() as running:
 
-        class Archive:
-            def __init__(self):
-                self.port, self.destinations = free_port, {}
+    class Archive:
+        def __init__(self):
+            self.port, self.destinations = free_port, {}
 
-            async def start(self):
-                table = "".join(
-                    f'{name} = {{ host = "127.0.0.1", port = {port} }}\n'
-                    for name, port in self.destinations.items()
-                )
-                path = tmp_path / "config.toml"
-                path.write_text(
-                    f"""
-                    [proxy]
-                    id = "harmony-dicom-scp"
-                    [storage.options]
-                    path = "{tmp_path / "storage"}"
-                    [network.default.dicom]
-                    bind_address = "127.0.0.1"
-                    bind_port = {self.port}
-                    [pipelines.scp]
-                    networks = ["default"]
-                    endpoints = ["scp"]
-                    backends = []
-                    [endpoints.scp]
-                    service = "dicom"
-                    [endpoints.scp.options]
-                    local_aet = "HARMONY_SCP"
-                    min_free_bytes = 0
-                    [endpoints.scp.options.aet_table]
-                    {table}
-                    """
-                )
-                gateway = Gateway(load(path, env={}))
-                await gateway.start()
-                running.push_async_callback(gateway.stop, 0.0)
+        async def start(self):
+            table = "".join(
+                f'{name} = {{ host = "127.0.0.1", port = {port} }}\n'
+                for name, port in self.destinations.items()
+            )
+            await start_gateway(
+                f"""
+                [network.default.dicom]
+                bind_address = "127.0.0.1"
+                bind_port = {self.port}
+                [pipelines.scp]
+                networks = ["default"]
+                endpoints = ["scp"]
+                backends = []
+                [endpoints.scp]
+                service = "dicom"
+                [endpoints.scp.options]
+                local_aet = "HARMONY_SCP"
+                min_free_bytes = 0
+                [endpoints.scp.options.aet_table]
+                {table}
+                """
+            )
 
-            async def tool(self, name, *arguments, **options):
-                """As printed in the document, but for the port."""
-                words = [self.port if word == "11112" else word for word in arguments]
-                return (await asyncio.to_thread(run_tool, name, *words, **options)).stdout
+        async def tool(self, name, *arguments, **options):
+            """As printed in the document, but for the port."""
+            words = [self.port if word == "11112" else word for word in arguments]
+            return (await asyncio.to_thread(run_tool, name, *words, **options)).stdout
 
-        yield Archive()
+    return Archive()
 
 
 @pytest.fixture
@@ -81,45 +68,13 @@ def small_files(pydicom_files):
     return list(by_syntax.values())
 
 
-def make_file(folder, number, *, study=STUDY, patient="PATIENT123"):
-    """A CT image, Explicit VR Little Endian, written by pydicom."""
-    import pydicom
-    from pydicom.dataset import Dataset, FileMetaDataset
-
-    dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"{study}.1.{number}"
-    dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber = "20260102", "030405", "A1"
-    dataset.Modality, dataset.PatientName, dataset.PatientID = "CT", "Doe^Jane", patient
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, f"{study}.1"
-    dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "S1", 1, number
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows = dataset.Columns = 8
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    dataset.PixelData = bytes([number, 0]) * 64
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    path = folder / f"{study}-{number}.dcm"
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def data_sets(paths):
-    """Data sets as bytes by SOP Instance UID."""
-    found = {}
-    for path in paths:
-        content = path.read_bytes()
-        meta = read_file_meta(content)
-        found[meta.media_storage_sop_instance_uid] = content[meta.data_set_offset :]
-    return found
-
-
-async def test_the_document(archive, start_storescp, tmp_path):
+async def test_the_document(archive, start_storescp, ct_file, data_sets, tmp_path):
     """Every command of the document, in its order; C-STORE works as well."""
     destination = await asyncio.to_thread(start_storescp, ae_title="DEST_AET")
     archive.destinations = {"DEST_AET": destination.port}
     await archive.start()
-    files = [make_file(tmp_path, number) for number in (1, 2, 3)]
-    other = make_file(tmp_path, 1, study="1.2.9", patient="OTHER")
+    files = [ct_file(number) for number in (1, 2, 3)]
+    other = ct_file(1, study="1.2.9", patient="OTHER")
     await archive.tool("storescu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", *files, other)
     assert (tmp_path / "storage" / "dimse" / STUDY / f"{STUDY}.1" / f"{STUDY}.1.1.dcm").is_file()
 
@@ -147,7 +102,9 @@ async def test_the_document(archive, start_storescp, tmp_path):
     assert data_sets(destination.received()) == data_sets(files)
 
 
-async def test_every_transfer_syntax_comes_back_as_it_was_stored(archive, small_files, start_storescp):
+async def test_every_transfer_syntax_comes_back_as_it_was_stored(
+    archive, small_files, start_storescp, data_sets
+):
     """With movescu, whose storescp takes what it is offered. At least ten, the rule of this project."""
     assert len(small_files) >= 10
     destination = await asyncio.to_thread(start_storescp, ae_title="DEST_AET")
@@ -188,7 +145,7 @@ def native_files(pydicom_files):
     ("how", "syntax"), [("get", EXPLICIT_VR_LITTLE_ENDIAN), ("move", IMPLICIT_VR_LITTLE_ENDIAN)]
 )
 async def test_a_receiver_of_one_transfer_syntax(
-    archive, native_files, start_storescp, tmp_path, how, syntax
+    archive, data_sets, native_files, start_storescp, tmp_path, how, syntax
 ):
     """What it does not accept is converted for it, whatever it was stored in."""
     destination = await asyncio.to_thread(start_storescp, "+xi", ae_title="DEST_AET")
@@ -225,11 +182,11 @@ def converted(data_set, source, target):
     return b"".join([*transcoder.feed(data_set), *transcoder.finish()])
 
 
-async def test_orthanc_queries_and_retrieves(archive, start_orthanc, run_tool, tmp_path):
+async def test_orthanc_queries_and_retrieves(archive, start_orthanc, run_tool, ct_file):
     orthanc = await asyncio.to_thread(start_orthanc, modalities={"harmony": ("HARMONY_SCP", archive.port)})
     archive.destinations = {"ORTHANC": orthanc.port}
     await archive.start()
-    files = [make_file(tmp_path, number) for number in (1, 2, 3)]
+    files = [ct_file(number) for number in (1, 2, 3)]
     await archive.tool("storescu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", *files)
 
     async def curl(path, body=None):
@@ -245,7 +202,7 @@ async def test_orthanc_queries_and_retrieves(archive, start_orthanc, run_tool, t
     assert len(await curl("/instances")) == 3
 
 
-async def test_pynetdicom_as_client(archive, require_peer, tmp_path):
+async def test_pynetdicom_as_client(archive, require_peer, ct_file, data_sets):
     """C-FIND at each level and C-GET, in both roots; sub-operations come as they were stored."""
     require_peer("pynetdicom")
     from pydicom.dataset import Dataset
@@ -253,7 +210,7 @@ async def test_pynetdicom_as_client(archive, require_peer, tmp_path):
     from pynetdicom import sop_class as sop
 
     await archive.start()
-    files = [make_file(tmp_path, number) for number in (1, 2)]
+    files = [ct_file(number) for number in (1, 2)]
     await archive.tool("storescu", "-aec", "HARMONY_SCP", "127.0.0.1", "11112", *files)
     received = {}
 

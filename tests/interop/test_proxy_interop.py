@@ -2,7 +2,6 @@
 and a PACS that is down, or goes away in the middle, is an error in time and not the end."""
 
 import asyncio
-import contextlib
 import re
 
 import pytest
@@ -10,8 +9,6 @@ import pytest
 from harmony.dimse import Instance, associate
 from harmony.dimse.part10 import read_file_meta
 from harmony.dimse.status import DimseError
-from harmony.gateway.app import Gateway
-from harmony.gateway.loading import load
 from harmony.ul import propose_contexts
 
 pytestmark = pytest.mark.interop
@@ -21,98 +18,58 @@ STUDY = "1.2.3.4.5"
 
 
 @pytest.fixture
-async def proxy(tmp_path, free_port, run_tool):
+def proxy(free_port, run_tool, start_gateway):
     """start(pacs_port, ...) a gateway; tool(name, ...) runs one of DCMTK's tools against it."""
-    async with contextlib.AsyncExitStack() as running:
 
-        class Proxy:
-            def __init__(self):
-                self.port = free_port
+    class Proxy:
+        port = free_port
 
-            async def start(self, pacs_port, *, pacs="ORTHANC", options="", destinations=()):
-                table = "".join(
-                    f'{name} = {{ host = "127.0.0.1", port = {port} }}\n' for name, port in destinations
-                )
-                path = tmp_path / "config.toml"
-                path.write_text(
-                    f"""
-                    [proxy]
-                    id = "proxy"
-                    [storage.options]
-                    path = "{tmp_path / "storage"}"
-                    [network.default.dicom]
-                    bind_address = "127.0.0.1"
-                    bind_port = {self.port}
-                    [pipelines.scp]
-                    networks = ["default"]
-                    endpoints = ["scp"]
-                    backends = ["pacs"]
-                    [endpoints.scp]
-                    service = "dicom_scp"
-                    [endpoints.scp.options]
-                    local_aet = "PROXY"
-                    [endpoints.scp.options.aet_table]
-                    {table}
-                    [backends.pacs]
-                    service = "dicom_scu"
-                    [backends.pacs.options]
-                    aet = "{pacs}"
-                    host = "127.0.0.1"
-                    port = {pacs_port}
-                    timeout_secs = 10
-                    {options}
-                    """
-                )
-                gateway = Gateway(load(path, env={}))
-                await gateway.start()
-                running.push_async_callback(gateway.stop, 0.0)
-                return gateway
+        async def start(self, pacs_port, *, pacs="ORTHANC", options="", destinations=()):
+            table = "".join(
+                f'{name} = {{ host = "127.0.0.1", port = {port} }}\n' for name, port in destinations
+            )
+            return await start_gateway(
+                f"""
+                [network.default.dicom]
+                bind_address = "127.0.0.1"
+                bind_port = {self.port}
+                [pipelines.scp]
+                networks = ["default"]
+                endpoints = ["scp"]
+                backends = ["pacs"]
+                [endpoints.scp]
+                service = "dicom_scp"
+                [endpoints.scp.options]
+                local_aet = "PROXY"
+                [endpoints.scp.options.aet_table]
+                {table}
+                [backends.pacs]
+                service = "dicom_scu"
+                [backends.pacs.options]
+                aet = "{pacs}"
+                host = "127.0.0.1"
+                port = {pacs_port}
+                timeout_secs = 10
+                {options}
+                """
+            )
 
-            async def tool(self, name, *arguments, **options):
-                words = ("-aec", "PROXY", "127.0.0.1", self.port, *arguments)
-                return (await asyncio.to_thread(run_tool, name, *words, **options)).stdout
+        async def tool(self, name, *arguments, **options):
+            words = ("-aec", "PROXY", "127.0.0.1", self.port, *arguments)
+            return (await asyncio.to_thread(run_tool, name, *words, **options)).stdout
 
-        yield Proxy()
+    return Proxy()
 
 
 @pytest.fixture
-def files(tmp_path):
-    """Three CT images in two series, Explicit VR Little Endian, by SOP Instance UID."""
-    import pydicom
-    from pydicom.dataset import Dataset, FileMetaDataset
-
-    paths = {}
-    for number, series in ((1, 1), (2, 1), (3, 2)):
-        dataset = Dataset()
-        dataset.SOPClassUID, dataset.SOPInstanceUID = CT, f"{STUDY}.{series}.{number}"
-        dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber = "20260102", "030405", "A1"
-        dataset.Modality, dataset.PatientName, dataset.PatientID = "CT", "Doe^Jane", "PATIENT123"
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = STUDY, f"{STUDY}.{series}"
-        dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "S1", series, number
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.Rows = dataset.Columns = 8
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-        dataset.PixelRepresentation, dataset.PixelData = 0, bytes([number, 0]) * 64
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        path = tmp_path / f"{number}.dcm"
-        dataset.save_as(path, enforce_file_format=True)
-        paths[dataset.SOPInstanceUID] = path
-    return paths
-
-
-def data_sets(paths):
-    found = {}
-    for path in paths:
-        content = path.read_bytes()
-        meta = read_file_meta(content)
-        found[meta.media_storage_sop_instance_uid] = content[meta.data_set_offset :]
-    return found
+def files(ct_file):
+    """Three CT images in two series."""
+    return [ct_file(1), ct_file(2), ct_file(3, series=2)]
 
 
 @pytest.mark.parametrize("mode", ["get", "move", "move to the endpoint's port"])
 async def test_every_service_goes_through(
-    proxy, start_orthanc, start_storescp, free_ports, files, tmp_path, mode
+    proxy, start_orthanc, start_storescp, free_ports, files, data_sets, tmp_path, mode
 ):
     (incoming,) = free_ports(1)
     title = "HARMONY_SCU"
@@ -130,7 +87,7 @@ async def test_every_service_goes_through(
         """,
     )
     await proxy.tool("echoscu")
-    await proxy.tool("storescu", *files.values())
+    await proxy.tool("storescu", *files)
     printed = await proxy.tool("findscu", "-S", "-k", "0020,000D=*", "-k", "NumberOfStudyRelatedInstances")
     assert re.findall(r"\(0020,000d\) UI \[([0-9.]+)", printed) == [STUDY]
     assert re.findall(r"\(0020,1208\) IS \[(\d+)", printed) == ["3"]
@@ -138,9 +95,9 @@ async def test_every_service_goes_through(
     got = tmp_path / "got"
     got.mkdir()
     await proxy.tool("getscu", "-k", f"0020,000D={STUDY}", cwd=got)
-    assert data_sets(got.iterdir()) == data_sets(files.values())
+    assert data_sets(got.iterdir()) == data_sets(files)
     await proxy.tool("movescu", "-aem", "DEST", "-k", f"0020,000D={STUDY}")
-    assert data_sets(destination.received()) == data_sets(files.values())
+    assert data_sets(destination.received()) == data_sets(files)
     # Nothing was kept on the way.
     assert not [path for path in (tmp_path / "storage").rglob("*") if path.is_file()]
 
@@ -157,7 +114,7 @@ async def test_every_service_goes_through(
 async def test_every_level(proxy, start_orthanc, files, tmp_path, level, keys, count):
     orthanc = await asyncio.to_thread(start_orthanc)
     await proxy.start(orthanc.port)
-    await proxy.tool("storescu", *files.values())
+    await proxy.tool("storescu", *files)
     words = [word for key in (f"0008,0052={level}", *keys) for word in ("-k", key)]
     printed = await proxy.tool("findscu", "-P", *words, "-k", "0010,0010")
     assert printed.count("Find Response:") == 1
@@ -171,7 +128,7 @@ async def test_a_pacs_that_is_down(proxy, files, free_ports):
     (nobody,) = free_ports(1)
     await proxy.start(nobody, pacs="NOBODY")
     await proxy.tool("echoscu")  # is about us
-    printed = await proxy.tool("storescu", "-v", next(iter(files.values())), status=None)
+    printed = await proxy.tool("storescu", "-v", files[0], status=None)
     assert "Refused: OutOfResources" in printed
     printed = await proxy.tool("findscu", "-v", "-S", "-k", "0020,000D=*", status=None)
     assert "Failed: UnableToProcess" in printed
@@ -182,13 +139,13 @@ async def test_a_pacs_that_is_down(proxy, files, free_ports):
 async def test_the_next_request_works_after_the_pacs_was_restarted(proxy, start_orthanc, files):
     orthanc = await asyncio.to_thread(start_orthanc)
     await proxy.start(orthanc.port)
-    await proxy.tool("storescu", *files.values())
+    await proxy.tool("storescu", *files)
     orthanc.process.kill()
     await asyncio.to_thread(orthanc.process.wait, 10)
     async with associate(
         "127.0.0.1", proxy.port, called_ae_title="PROXY", contexts=propose_contexts([(CT, [EXPLICIT])])
     ) as scu:
-        content = next(iter(files.values())).read_bytes()
+        content = files[0].read_bytes()
         meta = read_file_meta(content)
         instance = Instance(
             CT, meta.media_storage_sop_instance_uid, EXPLICIT, content[meta.data_set_offset :]
