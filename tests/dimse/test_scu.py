@@ -481,7 +481,7 @@ async def test_a_slow_consumer_is_not_the_peers_silence(strange, patience):
     contexts = propose_contexts([(FIND, [EXPLICIT])])
     async with (
         patience(),
-        associate("127.0.0.1", scp.port, contexts=contexts, response_s=0.01) as scu,
+        associate("127.0.0.1", scp.port, contexts=contexts, response_s=0.3) as scu,
     ):
         held = asyncio.Event()
         hold = scu.association.hold_reading
