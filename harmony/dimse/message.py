@@ -11,13 +11,17 @@ where data set fragments belong; it never holds a data set.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Generator
 from struct import Struct
+from typing import Any, Generic, TypeVar, cast
 
 from harmony.dimse.source import DataSource, StreamSource
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationReleased, LocalProtocolError, RemoteProtocolError
 
 __all__ = ["MessageAssembly", "MessageWriter", "encode_message"]
+
+T = TypeVar("T")
 
 COMMAND, DATA, LAST = 1, 0, 2
 """Message control header, PS3.8 Table E.2-1: bit 0 command, bit 1 last fragment."""
@@ -227,17 +231,40 @@ class MessageWriter:
             raise
 
     async def _write_stream(self, presentation_context_id: int, source: StreamSource) -> bool:
-        """As _write_source, for a length that shows only at the end: one burst is kept back until more has
-        come."""
+        """As _write_source, for a length that shows only at the end: something is kept back until more has come.
+
+        A full burst that is when chunks follow each other, a fragment when the source takes its time: what it waits
+        for may be the answer to what has not been sent.
+        """
         burst = self._take_burst(presentation_context_id)
-        filled = 0
-        async for chunk in source.chunks:
+        size = self._fragment_size
+        filled = sent = 0  # bytes in the burst, fragments of it that are written already
+        has_left = True
+
+        def stalled() -> None:
+            nonlocal sent, has_left
+            sent = max(0, filled - 1) // size
+            if sent:
+                has_left = self._write(burst.buffer[COMMAND_ROOM : burst.end_of(sent)])
+
+        chunks = aiter(source.chunks)
+        chunk: bytes | memoryview | None
+        while True:
+            try:
+                chunk = await _Noticed(anext(chunks), stalled)
+            except StopAsyncIteration:
+                chunk = None
+            if sent:
+                filled = await self._keep_rest(burst, filled, sent, has_left=has_left)
+                sent = 0
+            if chunk is None:
+                break
             view = memoryview(chunk).cast("B")
             while view:
                 if filled == burst.capacity:
                     await self._write_burst(burst)
                     filled = 0
-                index, start = divmod(filled, self._fragment_size)
+                index, start = divmod(filled, size)
                 place = burst.fragments[index][start : start + len(view)]
                 place[:] = view[: len(place)]
                 filled += len(place)
@@ -247,6 +274,14 @@ class MessageWriter:
         if odd:
             burst.buffer[end - 1] = 0
         return self._write(burst.buffer[COMMAND_ROOM:end])
+
+    async def _keep_rest(self, burst: _Burst, filled: int, sent: int, *, has_left: bool) -> int:
+        """After the first `sent` fragments were written: move the rest to the front; its length."""
+        if not has_left:
+            await self._association.flushed()
+        rest = filled - sent * self._fragment_size
+        burst.fragments[0][:rest] = burst.fragments[sent][:rest]
+        return rest
 
     async def _write_burst(self, burst: _Burst, start: int = COMMAND_ROOM) -> None:
         if not self._write(burst.buffer[start:]):
@@ -290,6 +325,10 @@ class _Burst:
         for start in changed:
             self._header(start, self.fragment_size, DATA)
         self._changed = None
+
+    def end_of(self, count: int) -> int:
+        """Where the first `count` PDUs end in the buffer."""
+        return COMMAND_ROOM + count * (_HEADERS + self.fragment_size)
 
     def put_before(self, pdus: bytes) -> int | None:
         """Put PDUs right before the first fragment's; where they start, or None when there is no room for them."""
@@ -374,3 +413,28 @@ class MessageAssembly:
         """The message is complete."""
         self.presentation_context_id = 0
         self.expects_data = False
+
+
+class _Noticed(Generic[T]):
+    """Awaits something, and calls `stalled` when it is not there at once."""
+
+    def __init__(self, awaited: Awaitable[T], stalled: Callable[[], None]) -> None:
+        self._awaited = awaited
+        self._stalled = stalled
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        steps = self._awaited.__await__()
+        try:
+            waited_for = next(steps)
+            self._stalled()
+            while True:  # what `yield from` does, had it not begun
+                try:
+                    sent = yield waited_for
+                except BaseException as error:
+                    waited_for = steps.throw(error)
+                else:
+                    waited_for = steps.send(sent)
+        except StopIteration as done:
+            return cast(T, done.value)  # StopIteration's value is Any
+        finally:
+            steps.close()

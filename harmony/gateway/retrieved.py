@@ -171,10 +171,15 @@ class RetrievedFolder:
             await asyncio.to_thread(os.rename, self._hidden, self.path)
 
     async def remove(self) -> None:
-        """Remove it, complete or not, and release it."""
+        """Remove it, complete or not, and release it; also when the caller is cancelled meanwhile, as by a client that
+        leaves."""
+        removing = asyncio.create_task(asyncio.to_thread(self._remove))
+        removing.add_done_callback(lambda _: self.release())
+        await asyncio.shield(removing)
+
+    def _remove(self) -> None:
         for path in (self._hidden, self.path):
-            await asyncio.to_thread(_remove, path)
-        self.release()
+            _remove(path)
 
     def release(self) -> None:
         self._folders.released(self.id)

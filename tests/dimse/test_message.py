@@ -295,11 +295,13 @@ def source_of(kind, data, path):
         while view:
             yield view[:size]
             view, size = view[size:], size * 3 + 1
+            if kind == "StreamSource that pauses":
+                await asyncio.sleep(0)
 
     return StreamSource(chunks())
 
 
-KINDS = ["bytes", "BytesSource", "FileSource", "StreamSource"]
+KINDS = ["bytes", "BytesSource", "FileSource", "StreamSource", "StreamSource that pauses"]
 
 
 def sizes(maximum_length):
@@ -320,6 +322,49 @@ async def test_any_source_gives_the_pdus_of_its_bytes(kind, maximum_length, at_o
         await writer.send(7, COMMAND, source_of(kind, data, tmp_path / "data"))
         check(bytes(line.sent), command=COMMAND, data=data, maximum_length=maximum_length)
         line.sent.clear()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["slow", "fast"])
+@pytest.mark.parametrize("size", [1, 16378, 16379, 100_000, BURST_BYTES, 1_000_000])
+async def test_no_more_than_a_fragment_is_kept_back_while_a_stream_stalls(size, at_once):
+    """What it waits for may be the answer to what was sent."""
+    line = Line(16384, at_once=at_once)
+    stalled, going_on = asyncio.Event(), asyncio.Event()
+
+    async def chunks():
+        yield pattern(size)
+        stalled.set()
+        await going_on.wait()
+        yield b"end."
+
+    sending = asyncio.create_task(MessageWriter(line).send(7, COMMAND, StreamSource(chunks())))
+    await stalled.wait()
+    sent = sum(len(pdus) for pdus in (line.sent, *line._waiting))
+    assert size - 16378 <= sent <= size + len(COMMAND) + 12 * (size // 16378 + 2)
+    going_on.set()
+    await sending
+    check(bytes(line.sent), command=COMMAND, data=pattern(size) + b"end.", maximum_length=16384)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "the association ends"])
+async def test_a_stream_left_while_it_stalls(how):
+    line = Line(16384)
+    stalled = asyncio.Event()
+
+    async def chunks():
+        yield bytes(20_000)
+        if how != "cancelled":
+            line.error = ConnectionLost("gone")
+        stalled.set()
+        await asyncio.Event().wait()
+
+    sending = asyncio.create_task(MessageWriter(line).send(7, COMMAND, StreamSource(chunks())))
+    await stalled.wait()
+    if how == "cancelled":
+        sending.cancel()
+    with pytest.raises(asyncio.CancelledError if how == "cancelled" else ConnectionLost):
+        await sending
+    assert not line.is_open
 
 
 @pytest.mark.parametrize("kind", ["BytesSource", "FileSource", "StreamSource"])
