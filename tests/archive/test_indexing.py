@@ -595,11 +595,27 @@ async def test_stream_yields_all_and_no_faster_than_taken() -> None:
             yield n
 
     taken = []
-    source = stream(answers, chunks=(1, 4))
+    source = stream(answers, chunk=4, chunk_s=60)
     async for n in source:
         taken.append(n)
-        assert len(produced) <= n + 5
+        assert len(produced) <= n + 4
     assert taken == list(range(1000))
+
+
+async def test_stream_hands_over_what_there_is_while_more_is_sought() -> None:
+    sought, found = threading.Event(), threading.Event()
+
+    def answers() -> Iterator[int]:
+        yield 1
+        sought.set()
+        found.wait(10)
+        yield 2
+
+    source = stream(answers, chunk_s=0)
+    assert await anext(source) == 1
+    assert not sought.is_set()
+    found.set()
+    assert [n async for n in source] == [2]
 
 
 async def test_stream_closes_what_it_reads_from() -> None:
@@ -611,7 +627,7 @@ async def test_stream_closes_what_it_reads_from() -> None:
         finally:
             closed.append(True)
 
-    source = stream(answers)
+    source = stream(answers, chunk=10)
     assert await anext(source) == 0
     await source.aclose()
     assert closed == [True]
