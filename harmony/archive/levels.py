@@ -28,6 +28,7 @@ __all__ = [
     "infer_level",
     "instance_attributes",
     "joined",
+    "level_of",
     "patient_key",
     "select",
     "uid_folder",
@@ -78,6 +79,25 @@ SERIES_ATTRIBUTES = _tags("""
 """)
 
 _ABOVE_INSTANCE = STUDY_ATTRIBUTES | SERIES_ATTRIBUTES
+
+# PS3.4 §C.3.4: in no header, but known to an archive
+_COUNTED = {
+    Level.PATIENT: _tags("00201200 00201202 00201204"),
+    Level.STUDY: _tags("00080061 00080062 00201206 00201208"),
+    Level.SERIES: _tags("00201209"),
+}
+
+
+def level_of(tag: str) -> Level:
+    """Return the level whose entities have an attribute; IMAGE when no table has it."""
+    for level, attributes in (
+        (Level.PATIENT, PATIENT_ATTRIBUTES),
+        (Level.STUDY, STUDY_ATTRIBUTES),
+        (Level.SERIES, SERIES_ATTRIBUTES),
+    ):
+        if tag in attributes or tag in _COUNTED[level]:
+            return level
+    return Level.IMAGE
 
 
 def select(header: Mapping[str, dict[str, Any]], tags: frozenset[str]) -> Entity:

@@ -41,6 +41,10 @@ class Query:
     """Asked in the Patient Root model; a PACS is asked in the same one if it has it."""
     matching: MatchingOptions = field(default=MatchingOptions())
     limit: int | None = None
+    offset: int = 0
+    """How many matches to pass over, before `limit` begins to count."""
+    all_attributes: bool = False
+    """Return everything known at the level and those above; of a PACS, what PACS are known to have."""
 
 
 @dataclass(frozen=True, slots=True)

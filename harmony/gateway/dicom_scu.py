@@ -172,10 +172,18 @@ class DicomSCU:
 
     async def query(self, query: Query) -> AsyncGenerator[Model, None]:
         """C-FIND. Raises IdentifierError for what has no encoding, NoPresentationContext when no information model of
-        the PACS has the level, DimseError and AssociationError."""
+        the PACS has the level, DimseError and AssociationError.
+
+        C-FIND has no offset: what is passed over is asked for as well, in the order that the PACS has."""
+        skip, limit = query.offset, query.limit
+        if limit is not None:
+            query = replace(query, limit=skip + limit)
         async with aclosing(self._find(query)) as matches:
             async for match in matches:
-                yield identifiers.answer(match, query)
+                if skip:
+                    skip -= 1
+                else:
+                    yield identifiers.answer(match, query)
 
     async def _find(self, query: Query) -> AsyncGenerator[Model, None]:
         classes = [

@@ -76,6 +76,24 @@ _UNIQUE_KEYS: Final = {
 }
 _SOP_CLASS_KEY: Final = ("00080016", "UI")
 
+_ALL_ATTRIBUTES: Final = {
+    Level.PATIENT: "00100010 00100020 00100021 00100030 00100032 00100040 00101000 00102160 00104000",
+    Level.STUDY: """
+        00080020 00080030 00080050 00080061 00080062 00080090 00080201 00081030 00081060 00081080 00101010 00101020
+        00101030 00102180 001021B0 00200010 00201206 00201208
+    """,
+    Level.SERIES: """
+        00080021 00080031 00080060 00080070 00080080 0008103E 00081040 00081050 00081070 00081090 00180015 00181030
+        00200011 00200052 00200060 00201209 00400244 00400245 00400253 00400254
+    """,
+    Level.IMAGE: """
+        00080008 00080012 00080013 00080022 00080023 00080032 00080033 00083002 00200012 00200013 00280002 00280004
+        00280008 00280010 00280011 00280030 00280100 00280101 00280102 00280103 00281050 00281051
+    """,
+}
+"""Attributes of each level that PACS answer with: the keys of PS3.4 Tables C.6-1 to C.6-4, and what of PS3.3 is in
+most images. C-FIND has no way to ask for all there are."""
+
 
 def _models(
     level: Level, *, patient_root: bool, models: Sequence[InformationModel]
@@ -108,10 +126,18 @@ def query_identifier(query: Query) -> Identifier:
 
     def encode(context: PresentationContext) -> bytes:
         wanted = [(key, {"vr": vr}) for key, vr in _unique_keys(query.level, context)]
+        if query.all_attributes:
+            wanted += [(key, {"vr": vr_of(int(key, 16))}) for key in _all_attributes(query.level)]
         identifier: Model = {**dict(wanted), **keys, _LEVEL_KEY: {"vr": "CS", "Value": [query.level.value]}}
         return encode_data_set(identifier, context.transfer_syntax, character_set=character_set)
 
     return encode
+
+
+def _all_attributes(level: Level) -> list[str]:
+    """Of the level and those above, that of a patient included."""
+    down_to = LEVELS[: LEVELS.index(level) + 1]
+    return [key for each in down_to for key in _ALL_ATTRIBUTES[each].split()]
 
 
 def _defined(key: str, element: Element) -> Element:

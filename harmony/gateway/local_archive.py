@@ -147,10 +147,10 @@ class LocalArchive:
         index = self._index()
         matcher = compile_query(query.identifier, query.matching)
         projection = Projection(matcher, level=query.level.value, patient_root=query.patient_root)
-        answers = stream(lambda: index.query(query.level, matcher, limit=query.limit))
+        answers = stream(lambda: index.query(query.level, matcher, limit=query.limit, offset=query.offset))
         try:
             async for entity in answers:
-                yield projection.project(entity)
+                yield entity if query.all_attributes else projection.project(entity)
         finally:
             await answers.aclose()
 
