@@ -21,15 +21,15 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from harmony.archive.matcher import IdentifierError
 from harmony.dicom.json_model import Model
 from harmony.dimse.cancellation import close_iterator
 from harmony.dimse.retrieve import RetrieveFailed
 from harmony.dimse.retrieve_scp import Unavailable
-from harmony.dimse.scu import Instance, NoPresentationContext
-from harmony.dimse.status import DimseError, Outcome, describe_status
+from harmony.dimse.scu import Instance
+from harmony.dimse.status import DimseError, Outcome
 from harmony.dimse.sub_operations import Counters
 from harmony.gateway.backend import Query, Retrieve
+from harmony.gateway.backend_errors import BACKEND_ERRORS, BackendError, backend_failure, unreachable
 from harmony.gateway.config import Endpoint
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dicom_upload import WatchedBody, uploaded_instance
@@ -39,7 +39,6 @@ from harmony.gateway.retrieved import NotWritten, RetrievedFolder, RetrievedFold
 from harmony.http import HTTPError, Request, Response, Router, json_response, normalize_prefix
 from harmony.http.media_type import MediaType, parse_media_type
 from harmony.http.multipart import multipart_boundary, read_parts
-from harmony.ul.errors import AssociationError, DeadlineExceeded
 
 __all__ = ["DimseBridge"]
 
@@ -53,8 +52,8 @@ HEADERS_AT_ONCE: Final = 32
 
 _SPECIFIC_CHARACTER_SET: Final = "00080005"  # what a PACS says there is not true of JSON, which is UTF-8
 
-_Failure = HTTPError | DimseError | AssociationError | OSError | IdentifierError | NotWritten
-_FAILURES: Final = (HTTPError, DimseError, AssociationError, OSError, IdentifierError, NotWritten)
+_Failure = HTTPError | NotWritten | BackendError
+_FAILURES: Final = (HTTPError, NotWritten, *BACKEND_ERRORS)
 
 
 class DimseBridge:
@@ -227,9 +226,9 @@ class DimseBridge:
                 try:
                     done.append({"success": True} | _stored(instance, await self._send(instance, body)))
                 except DimseError as error:
-                    if _unreachable(error) is not None:
+                    if unreachable(error) is not None:
                         raise
-                    what = {"success": False, "error": self._reason(error)}
+                    what = {"success": False, "error": self._answer(error).message}
                     done.append(what | _stored(instance, error.outcome))
             if not done:
                 raise HTTPError(400, f"the {MULTIPART} body has no parts")
@@ -244,51 +243,22 @@ class DimseBridge:
     # What went wrong
 
     def _failure(self, service: DimseService | None, error: _Failure, **more: Any) -> Response:
-        status = 502
-        error = _unreachable(error) or error
-        if isinstance(error, HTTPError):
-            status = error.status
-        elif isinstance(error, DimseError):
-            more["status"] = f"{error.status:04X}"
-            if isinstance(error, RetrieveFailed):
-                more |= _counts(error.result.counters)
-        elif isinstance(error, TimeoutError) or DeadlineExceeded in (type(error), type(error.__cause__)):
-            status = 504
-        elif isinstance(error, IdentifierError):
-            status = 400
-        elif isinstance(error, NotWritten):
-            status = 507
-        elif isinstance(error, OSError):
-            status = 500
+        failed: Exception = unreachable(error) or error
+        if isinstance(failed, DimseError):
+            more["status"] = f"{failed.status:04X}"
+            if isinstance(failed, RetrieveFailed):
+                more |= _counts(failed.result.counters)
+        answer = self._answer(failed)
         name = service.value if service is not None else "unknown"
-        reason = self._reason(error)
-        logger.info("%s: %s answered %d: %s", self._name, name, status, reason)
-        content = {"operation": name, "success": False, "error": reason} | more
-        headers = error.headers if isinstance(error, HTTPError) else ()
-        return json_response(content, status, headers=headers)
+        logger.info("%s: %s answered %d: %s", self._name, name, answer.status, answer.message)
+        content = {"operation": name, "success": False, "error": answer.message} | more
+        return json_response(content, answer.status, headers=answer.headers)
 
-    def _reason(self, error: _Failure) -> str:
-        """Without the comment of a PACS, which may name a patient."""
-        if isinstance(error, HTTPError):
-            return error.message
-        if isinstance(error, DimseError):
-            if isinstance(error.__cause__, NoPresentationContext):
-                return str(error.__cause__)
-            return f"{self._scu.peer.called_ae_title} answered {describe_status(error.status)}"
+    def _answer(self, error: Exception) -> HTTPError:
         if isinstance(error, NotWritten):
             logger.error("%s: retrieved instances could not be written: %s", self._name, error)
-            return "the retrieved instances could not be written"
-        return str(error) or f"{self._scu.peer} did not answer in time"
-
-
-def _unreachable(error: Exception) -> AssociationError | None:
-    """Why the PACS is not to be had, when a store failed for that: a backend has only a status to say so."""
-    cause = error.__cause__ if isinstance(error, DimseError) else None
-    return (
-        cause
-        if isinstance(cause, AssociationError) and not isinstance(cause, NoPresentationContext)
-        else None
-    )
+            return HTTPError(507, "the retrieved instances could not be written")
+        return backend_failure(error, self._scu.peer.called_ae_title)
 
 
 def _success(service: DimseService) -> dict[str, Any]:

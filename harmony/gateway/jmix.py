@@ -25,22 +25,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harmony.archive.index import ArchiveIndexError
 from harmony.dimse.status import DimseError
+from harmony.gateway.backend_errors import BACKEND_ERRORS, backend_failure
 from harmony.gateway.config import Endpoint
 from harmony.gateway.options import JmixEndpointOptions
 from harmony.gateway.study_envelope import NotRetrieved, NotStored, StudyEnvelope, StudyEnvelopes
 from harmony.http import FileBody, HTTPError, Request, Response, Router, json_response, normalize_prefix
+from harmony.http.accept import Offer, negotiate
 from harmony.jmix.limits import EnvelopeError, canonical_envelope_id
 from harmony.jmix.reader import ArchiveFormat, check_envelope, format_of_content_type
 from harmony.jmix.store import EnvelopeExists, EnvelopeStore
-from harmony.ul.errors import AssociationError, DeadlineExceeded
 
 __all__ = ["JmixEndpoint"]
 
 logger = logging.getLogger("harmony.gateway")
 
-MEDIA_TYPES = {ArchiveFormat.ZIP: "application/zip", ArchiveFormat.TAR_GZ: "application/gzip"}
+OFFERS = (
+    Offer("application/zip", ArchiveFormat.ZIP),
+    Offer("application/gzip", ArchiveFormat.TAR_GZ, also=("application/x-gtar", "application/x-gzip")),
+)
 SUFFIXES = {ArchiveFormat.ZIP: "zip", ArchiveFormat.TAR_GZ: "tar.gz"}
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -86,7 +89,7 @@ class JmixEndpoint:
         if not study_uid:
             raise HTTPError(400, "missing studyInstanceUid")
         wanted = self._wanted(request)
-        _wanted_format(request.headers.get("accept"))  # 406 before anything is retrieved for nothing
+        negotiate(request, OFFERS)  # 406 before anything is retrieved for nothing
         found = await self._studies.find(study_uid)
         if found is None and self._on_demand:
             made = await self._find_or_make(study_uid, wanted)
@@ -131,15 +134,7 @@ class JmixEndpoint:
             return await self._studies.find_or_make(
                 study_uid, skip_hashing=wanted.skip_hashing, skip_listing=wanted.skip_listing
             )
-        except (
-            AssociationError,
-            DimseError,
-            NotRetrieved,
-            NotStored,
-            ArchiveIndexError,
-            OSError,
-            EOFError,
-        ) as error:
+        except (NotRetrieved, NotStored, *BACKEND_ERRORS) as error:
             answer = _failure(error)
             what = answer.message if isinstance(error, DimseError) else error
             logger.warning("study %s cannot be packed: %s", study_uid, what)
@@ -186,9 +181,10 @@ class JmixEndpoint:
             raise HTTPError(404, "no such envelope") from None
         if not stored.path.is_file():
             raise HTTPError(404, "no such envelope")
-        wanted = _wanted_format(request.headers.get("accept"))
+        choice = negotiate(request, OFFERS)
+        wanted = choice.value
         headers = {
-            "Content-Type": MEDIA_TYPES[wanted],
+            "Content-Type": choice.media_type,
             "Content-Disposition": f'attachment; filename="{envelope_id}.{SUFFIXES[wanted]}"',
             "Vary": "Accept",
         }
@@ -232,14 +228,8 @@ def _failure(error: Exception) -> HTTPError:
             return HTTPError(507, "the envelope could not be stored")
         case NotRetrieved():
             return HTTPError(502, str(error))
-        case DimseError():
-            return HTTPError(502, f"the archive answered with status 0x{error.status:04X}")
-        case DeadlineExceeded() | TimeoutError():
-            return HTTPError(504, "the archive did not answer in time")
-        case AssociationError():
-            return HTTPError(502, "the archive cannot be reached, or the association with it broke off")
         case _:
-            return HTTPError(500, "the local archive cannot be read")
+            return backend_failure(error, "the archive")
 
 
 async def _receive(request: Request, path: Path) -> None:
@@ -264,32 +254,3 @@ async def _in_thread(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
             stack.callback(close)
         while (chunk := await loop.run_in_executor(worker, next, chunks, None)) is not None:
             yield chunk
-
-
-def _wanted_format(accept: str | None) -> ArchiveFormat:
-    """What Accept prefers of ZIP (the default) and gzip tar; 406 when it allows neither (RFC 9110
-    §12.5.1)."""
-    if not accept or not accept.strip():
-        return ArchiveFormat.ZIP
-    quality = dict.fromkeys(ArchiveFormat, 0.0)
-    specificity = dict.fromkeys(ArchiveFormat, -1)
-    for part in accept.split(","):
-        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        q = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    q = min(1.0, max(0.0, float(parameter[2:])))
-                except ValueError:
-                    q = 0.0
-        for each, media_type in MEDIA_TYPES.items():
-            matches = {"*/*": 0, "application/*": 1, media_type: 2}
-            if each is ArchiveFormat.TAR_GZ:
-                matches["application/x-gtar"] = matches["application/x-gzip"] = 2
-            rank = matches.get(media_range, -1)
-            if rank > specificity[each]:
-                specificity[each], quality[each] = rank, q
-    best = max(ArchiveFormat, key=lambda each: (quality[each], each is ArchiveFormat.ZIP))
-    if quality[best] == 0.0:
-        raise HTTPError(406, "an envelope can be had as application/zip or application/gzip")
-    return best
