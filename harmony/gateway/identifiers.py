@@ -66,6 +66,7 @@ LEVELS: Final = tuple(Level)
 
 _CHARACTER_SET: Final = 0x00080005
 _LEVEL_KEY: Final = "00080052"
+_TIMEZONE_OFFSET: Final = "00080201"
 _NOT_KEYS: Final = frozenset({"00080052", "00080053", "00080054", "00080056"})
 """Level, view, Retrieve AE Title, Instance Availability: ours to state, negotiated, or only in answers."""
 _UNIQUE_KEYS: Final = {
@@ -79,7 +80,7 @@ _SOP_CLASS_KEY: Final = ("00080016", "UI")
 _ALL_ATTRIBUTES: Final = {
     Level.PATIENT: "00100010 00100020 00100021 00100030 00100032 00100040 00101000 00102160 00104000",
     Level.STUDY: """
-        00080020 00080030 00080050 00080061 00080062 00080090 00080201 00081030 00081060 00081080 00101010 00101020
+        00080020 00080030 00080050 00080061 00080062 00080090 00081030 00081060 00081080 00101010 00101020
         00101030 00102180 001021B0 00200010 00201206 00201208
     """,
     Level.SERIES: """
@@ -129,6 +130,8 @@ def query_identifier(query: Query) -> Identifier:
         if query.all_attributes:
             wanted += [(key, {"vr": vr_of(int(key, 16))}) for key in _all_attributes(query.level)]
         identifier: Model = {**dict(wanted), **keys, _LEVEL_KEY: {"vr": "CS", "Value": [query.level.value]}}
+        if "Value" not in identifier.get(_TIMEZONE_OFFSET, ()):
+            identifier.pop(_TIMEZONE_OFFSET, None)  # without value it would be that of the dates in here
         return encode_data_set(identifier, context.transfer_syntax, character_set=character_set)
 
     return encode

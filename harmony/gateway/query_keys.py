@@ -24,7 +24,7 @@ from harmony.dicom.vr import KNOWN_VRS
 from harmony.dimse.sop_class import EXPLICIT_VR_LITTLE_ENDIAN
 from harmony.http import HTTPError
 
-__all__ = ["bad_key", "check_encoding", "json_object", "key_element", "key_tag", "shown"]
+__all__ = ["attribute_tag", "bad_key", "check_encoding", "json_object", "key_element", "key_tag", "shown"]
 
 MAXIMUM_NESTING = 16
 """Sequences inside sequences; identifiers have one or two."""
@@ -106,14 +106,22 @@ def json_object(value: Any, name: str = "") -> Mapping[str, Any]:
 
 
 def key_tag(name: str) -> int:
-    try:
-        tag = tag_of(name)
-    except ValueError:
+    tag = attribute_tag(name)
+    if tag is None:
         raise HTTPError(
             400,
             f"{shown(name)} is not known: expected operation, level, query, destination, limit, or a DICOM attribute "
             "as keyword, keyword_in_snake_case, GGGGEEEE or gggg,eeee",
-        ) from None
+        )
+    return tag
+
+
+def attribute_tag(name: str) -> int | None:
+    """The tag of an attribute that a data set can have, None for what is no name of one."""
+    try:
+        tag = tag_of(name)
+    except ValueError:
+        return None
     if tag >> 16 in (0x0000, 0x0002, 0xFFFE) or tag & 0xFFFF == 0:
         raise bad_key(name, "is no attribute of a data set")
     return tag
