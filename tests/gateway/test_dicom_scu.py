@@ -560,8 +560,12 @@ async def test_matches_come_one_by_one_and_leaving_early_cancels(pacs, reaching)
         assert backend.pool.lent == 0
         limited = await all_of(backend.query(Query(Level.IMAGE, {}, limit=3)))
         assert len(limited) == 3
+        page = await all_of(backend.query(Query(Level.IMAGE, {}, limit=2, offset=3)))
+        assert values(page, INSTANCE) == ["1.1.1.4", "1.1.1.5"]
+        rest = await all_of(backend.query(Query(Level.IMAGE, {}, offset=198)))
+        assert values(rest, INSTANCE) == ["1.1.1.199"]
         await backend.echo()
-    assert [operation.cancelled.is_set() for _, operation, _, _ in pacs.asked] == [True, True]
+    assert [operation.cancelled.is_set() for _, operation, _, _ in pacs.asked] == [True, True, True, False]
     assert len(pacs.associations) == 1
 
 

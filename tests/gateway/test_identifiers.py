@@ -7,6 +7,7 @@ import pytest
 from harmony.archive.index import UniqueKeys
 from harmony.archive.levels import Level
 from harmony.archive.matcher import MatchingOptions
+from harmony.dicom.json_model import decode_data_set
 from harmony.dimse.information_model import PATIENT_ROOT, PATIENT_STUDY_ONLY, STUDY_ROOT
 from harmony.gateway.backend import Query
 from harmony.gateway.identifiers import (
@@ -73,6 +74,23 @@ def test_what_is_not_for_the_wire_is_left_out():
     assert query_identifier(Query(Level.STUDY, given))(context(STUDY_ROOT.find)) == (
         b"\x08\x00\x52\x00CS\x06\x00STUDY \x20\x00\x0d\x00UI\x00\x00"
     )
+
+
+def test_every_attribute_of_a_level_and_those_above():
+    given = {"00100020": {"vr": "LO", "Value": ["P1"]}, "00102160": {"vr": "SH"}}
+    encode = query_identifier(Query(Level.STUDY, given, all_attributes=True))
+    identifier = decode_data_set(encode(context(STUDY_ROOT.find)), EXPLICIT)
+    assert identifier["00100020"] == {"vr": "LO", "Value": ["P1"]}
+    assert {"00100010", "00100040", "00200010", "00080061"} <= identifier.keys()  # PS3.4 Table C.6-5
+    assert not identifier.keys() & {"00080060", "0020000E", "00200013"}
+    assert [key for key, element in identifier.items() if "Value" in element] == ["00080052", "00100020"]
+
+
+def test_a_time_zone_is_stated_only_where_there_is_one():
+    """(0008,0201) is no key: it says how to read the dates of the Identifier (PS3.4 §C.4.1.1.3.1)."""
+    for given, sent in (({"vr": "SH"}, False), ({"vr": "SH", "Value": ["+0100"]}, True)):
+        encode = query_identifier(Query(Level.STUDY, {"00080201": given}))
+        assert ("00080201" in decode_data_set(encode(context(STUDY_ROOT.find)), EXPLICIT)) is sent
 
 
 @pytest.mark.parametrize(
