@@ -13,8 +13,7 @@ returned: a longer answer whose end is not known by then says that there may be.
 - At most maximum_results, whatever the limit: Warning, and offset gets the rest. A PACS that finds too much to answer
   at all is 413.
 - Matches come in the order of the backend. An archive keeps it while nothing is stored; a PACS usually does.
-- A PACS is asked for what is not within one study or series level by level, as it need not know such queries
-  (`harmony.gateway.descent`).
+- What a PACS need not know is asked of it in terms that it does (`harmony.gateway.pacs_search`).
 
 Errors of the backend pass as they are (`harmony.gateway.backend_errors`).
 """
@@ -33,7 +32,7 @@ from harmony.archive.levels import Level
 from harmony.dicom.json_model import Model, text_of, vr_of
 from harmony.dimse.status import DimseError, Status
 from harmony.gateway.backend import Backend
-from harmony.gateway.descent import descend
+from harmony.gateway.pacs_search import search_pacs
 from harmony.gateway.qido_request import Search, Target, read_search
 from harmony.http import Headers, HTTPError, Request, Response
 from harmony.http.accept import Offer, negotiate
@@ -134,7 +133,7 @@ class Qido:
 
 def _matches(backend: Backend, search: Search, limit: int) -> AsyncGenerator[Model, None]:
     query = replace(search.query, limit=limit)
-    return backend.query(query) if backend.matches_as_asked else descend(backend.query, query)
+    return backend.query(query) if backend.matches_as_asked else search_pacs(backend.query, query)
 
 
 def _with_warnings(headers: Headers, root: str, warnings: list[str]) -> Headers:

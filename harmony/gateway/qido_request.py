@@ -160,7 +160,7 @@ def read_search(
         empty_matches=match_empty_values,
         empty_value_matching=reading.flags.get("emptyvaluematching", False),
         multiple_value_matching=reading.flags.get("multiplevaluematching", False),
-        combined_date_time=True,
+        combined_date_time=reading.has_times(),
         fuzzy_names=reading.flags.get("fuzzymatching", fuzzy_names),
         timezone_adjustment=reading.has_timezone(),
     )
@@ -239,7 +239,7 @@ class _Reading:
     def _add(self, name: str, path: list[str], element: Element) -> None:
         where = self._item(name, path)
         key, spelled = path[-1], self._names.setdefault(".".join(path), name)
-        if spelled != name:
+        if spelled != name and where.get(key) != element:
             raise bad_key(name, f"is given twice, also as {shown(spelled)}")
         if len(path) == 1 and key in self._of_path:
             values = texts_of({key: element}, int(key, 16))
@@ -280,6 +280,12 @@ class _Reading:
         if len(stated) > 1 or utc_offset_minutes(stated[0]) is None:
             raise bad_key(self._names[format_tag(TIMEZONE_OFFSET)], "must be an offset such as +0100")
         return True
+
+    def has_times(self) -> bool:
+        """Whether there is anything to be combined with a date; what is not needed is not negotiated with a PACS."""
+        return any(
+            vr_of(int(tag, 16)) == "TM" and "Value" in element for tag, element in self._identifier.items()
+        )
 
     def search(self, matching: MatchingOptions) -> Search:
         self._check(matching)

@@ -810,6 +810,20 @@ async def test_relational_searches_descend(hierarchical):
     assert found["00100020"]["Value"] == ["P1"]
 
 
+async def test_an_interval_of_a_pacs_that_matches_dates_and_times_apart(hierarchical):
+    search = Searching(hierarchical[0])
+    evening_to_morning = "StudyDate=20240105-20240210&StudyTime=2000-0900"
+    assert await search.found(f"/studies?{evening_to_morning}", "0020000D") == ["1.1", "1.2"]
+    pages = [await search(f"/studies?{evening_to_morning}&limit=1&offset={offset}") for offset in (0, 1)]
+    assert sorted(uid for page in pages for uid in page.values("0020000D")) == ["1.1", "1.2"]
+    assert [len(page.warnings) for page in pages] == [1, 0]
+    assert await search.found(f"/series?{evening_to_morning}&SeriesNumber=1", "0020000E") == [
+        "1.1.1",
+        "1.2.1",
+    ]
+    assert await search.found("/studies?StudyTime=2000-2359", "0020000D") == ["1.1"]
+
+
 async def test_a_descent_goes_no_further_than_is_wanted(hierarchical):
     backend, asked = hierarchical
     answer = await Searching(backend)("/instances?limit=1")
