@@ -334,7 +334,8 @@ class _Reading:
             compile_query(self._identifier, matching)
             encode_data_set(self._identifier, EXPLICIT_VR_LITTLE_ENDIAN)
         except IdentifierError as error:
-            raise bad_key(self._name_of(format_tag(error.tag)), error.problem.value) from error
+            name = shown(self._name_of(format_tag(error.tag)))
+            raise HTTPError(400, f"{name}: {error.problem.value}") from error
         except ModelError as error:
             tag = error.key.rpartition(".")[2][:8]
             raise bad_key(self._name_of(tag), f"has a value that is no {vr_of(int(tag, 16))}") from error
