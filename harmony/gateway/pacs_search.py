@@ -45,9 +45,25 @@ async def search_pacs(ask: Ask, query: Query) -> AsyncGenerator[Model, None]:
     Raises HTTPError 413 when there is too much to look into.
     """
     times = _times_in_intervals(query)
-    async with aclosing(_in_intervals(ask, query, times) if times else _descend(ask, query)) as matches:
+    matches = _page(_in_intervals(ask, query, times), query) if times else _found(ask, query)
+    async with aclosing(matches):
         async for match in matches:
             yield match
+
+
+async def _page(matches: AsyncGenerator[Model, None], query: Query) -> AsyncGenerator[Model, None]:
+    """What the offset and limit of a query leave of all matches."""
+    skip, left = query.offset, query.limit
+    async with aclosing(matches):
+        async for match in matches:
+            if skip:
+                skip -= 1
+                continue
+            yield match
+            if left is not None:
+                left -= 1
+                if not left:
+                    return
 
 
 # Dates with times
@@ -63,40 +79,27 @@ def _times_in_intervals(query: Query) -> set[str]:
 
 
 async def _in_intervals(ask: Ask, query: Query, times: set[str]) -> AsyncGenerator[Model, None]:
-    of_days = {
-        key: {"vr": element["vr"]} if key in times else element for key, element in query.identifier.items()
-    }
-    moments = {
-        key: element
-        for key, element in query.identifier.items()
-        if key in times or vr_of(int(key, 16)) == "DA"
-    }
+    """All matches, whatever offset and limit are."""
+    of_days, moments = dict(query.identifier), {}
+    for key, element in query.identifier.items():
+        if key in times:
+            of_days[key] = {"vr": element["vr"]}
+        if key in times or vr_of(int(key, 16)) == "DA":
+            moments[key] = element
     matcher = compile_query(moments, query.matching)
     apart = replace(query.matching, combined_date_time=False)
     question = replace(query, identifier=of_days, matching=apart, limit=None, offset=0)
-    skip, wanted = query.offset, query.limit
-    async with aclosing(_descend(ask, question)) as matches:
+    async with aclosing(_found(ask, question)) as matches:
         async for match in matches:
-            if not matcher.matches(match):
-                continue
-            if skip:
-                skip -= 1
-                continue
-            yield match
-            if wanted is not None:
-                wanted -= 1
-                if not wanted:
-                    return
+            if matcher.matches(match):
+                yield match
 
 
 # Levels
 
 
-async def _descend(ask: Ask, query: Query) -> AsyncGenerator[Model, None]:
-    matches = ask(query) if _is_within_one(query) else _below(ask, query)
-    async with aclosing(matches):
-        async for match in matches:
-            yield match
+def _found(ask: Ask, query: Query) -> AsyncGenerator[Model, None]:
+    return ask(query) if _is_within_one(query) else _page(_below(ask, query), query)
 
 
 def _is_within_one(query: Query) -> bool:
@@ -108,43 +111,40 @@ def _is_within_one(query: Query) -> bool:
 
 
 async def _below(ask: Ask, query: Query) -> AsyncGenerator[Model, None]:
-    skip, wanted = query.offset, query.limit
+    """The first matches, at least as many as offset and limit speak of."""
+    enough = None if query.limit is None else query.offset + query.limit
     own = _keys(query, lambda level: level is query.level)
-    restricted = not compile_query(own, query.matching).universal
-    enough = None if restricted or wanted is None else skip + wanted
-    for parent in await _parents(ask, query, enough):
-        within = {
-            f"{tag:08X}": _uid(text_of(parent, tag)) for tag in _UNIQUE_KEYS.values() if text_of(parent, tag)
-        }
-        limit = None if wanted is None else skip + wanted
-        question = replace(query, identifier=dict(sorted((own | within).items())), limit=limit, offset=0)
-        async with aclosing(ask(question)) as matches:
-            async for match in matches:
-                if skip:
-                    skip -= 1
-                    continue
-                yield _joined(parent, match)
-                if wanted is not None:
-                    wanted -= 1
-                    if not wanted:
-                        return
+    # Where nothing restricts them, so many parents have that many matches, unless there are empty ones.
+    at_once = enough if compile_query(own, query.matching).universal else None
+    looked_into = 0
+    while parents := await _parents(ask, query, at_once, looked_into):
+        for parent in parents:
+            within = {
+                f"{tag:08X}": parent[f"{tag:08X}"] for tag in _UNIQUE_KEYS.values() if text_of(parent, tag)
+            }
+            identifier = dict(sorted((own | within).items()))
+            question = replace(query, identifier=identifier, limit=enough, offset=0)
+            async with aclosing(ask(question)) as matches:
+                async for match in matches:
+                    yield _joined(parent, match)
+        looked_into += len(parents)
+        if at_once is None or len(parents) < at_once:
+            return
 
 
-async def _parents(ask: Ask, query: Query, enough: int | None) -> list[Model]:
-    """What to look into. enough: so many hold as many matches as are wanted."""
+async def _parents(ask: Ask, query: Query, wanted: int | None, looked_into: int) -> list[Model]:
+    """What to look into next, all of it where no number is wanted."""
     level = _PARENT[query.level]
     identifier = _keys(query, lambda each: LEVELS.index(each) <= LEVELS.index(level))
-    limit = MAXIMUM_PARENTS + 1 if enough is None else min(enough, MAXIMUM_PARENTS + 1)
-    question = replace(query, level=level, identifier=identifier, limit=limit, offset=0)
-    async with aclosing(_descend(ask, question)) as matches:
+    most = MAXIMUM_PARENTS - looked_into + 1
+    limit = most if wanted is None else min(wanted, most)
+    question = replace(query, level=level, identifier=identifier, limit=limit, offset=looked_into)
+    async with aclosing(_found(ask, question)) as matches:
         parents = [match async for match in matches]
-    if len(parents) > MAXIMUM_PARENTS:
+    if looked_into + len(parents) > MAXIMUM_PARENTS:
         what = "studies" if level is Level.STUDY else "series"
-        raise HTTPError(
-            413,
-            f"there are more than {MAXIMUM_PARENTS} {what} to search: narrow the search by their attributes, or give "
-            "a limit",
-        )
+        remedy = "narrow the search by their attributes" + (", or give a limit" if wanted is not None else "")
+        raise HTTPError(413, f"there are more than {MAXIMUM_PARENTS} {what} to search: {remedy}")
     return parents
 
 
@@ -154,10 +154,6 @@ def _keys(query: Query, chosen: Callable[[Level], bool]) -> Model:
         for key, element in query.identifier.items()
         if key in _EVERYWHERE or chosen(level_of(key))
     }
-
-
-def _uid(uid: str) -> dict[str, object]:
-    return {"vr": "UI", "Value": [uid]}
 
 
 def _joined(parent: Model, match: Model) -> Model:

@@ -832,6 +832,30 @@ async def test_a_descent_goes_no_further_than_is_wanted(hierarchical):
     assert asked.count("IMAGE") <= 2
 
 
+async def test_a_descent_goes_past_what_is_empty():
+    """Studies whose series were deleted; offset and limit count series."""
+
+    class Half(Scripted):
+        async def query(self, query: Query) -> AsyncIterator[Any]:
+            self.queries.append(query)
+            if query.level is Level.STUDY:
+                end = None if query.limit is None else query.offset + query.limit
+                for number in range(10)[query.offset : end]:
+                    yield study(number)
+            elif (uid := query.identifier["0020000D"]["Value"][0])[-1] in "579":
+                yield {
+                    "0020000D": {"vr": "UI", "Value": [uid]},
+                    "0020000E": {"vr": "UI", "Value": [uid + ".1"]},
+                }
+
+    search = Searching(Half([], matches_as_asked=False))
+    assert await search.found("/series", "0020000E") == ["1.2.5.1", "1.2.7.1", "1.2.9.1"]
+    for offset, expected, warnings in ((0, ["1.2.5.1"], 1), (1, ["1.2.7.1"], 1), (2, ["1.2.9.1"], 0)):
+        answer = await search(f"/series?limit=1&offset={offset}")
+        assert (answer.values("0020000E"), len(answer.warnings)) == (expected, warnings)
+    assert (await search("/series?limit=1&offset=3")).status == 204
+
+
 async def test_a_descent_through_too_much():
     backend = Scripted([study(number) for number in range(5000)], matches_as_asked=False)
     answer = await Searching(backend)("/series?Modality=CT")
