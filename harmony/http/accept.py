@@ -233,10 +233,18 @@ def _specificity(wanted: MediaType, media_type: str) -> int:
         return -1
     for name, value in offered.parameters.items():
         if name in wanted.parameters:
-            if wanted.parameters[name].strip().lower() != value.lower():
+            closeness = _closeness(wanted.parameters[name].strip().lower(), value.lower())
+            if closeness < 0:
                 return -1
-            specificity += 1
+            specificity += closeness
     return specificity
+
+
+def _closeness(wanted: str, value: str) -> int:
+    """The same of a parameter. The type of multipart/related may have wildcards, dicomweb-client sends them."""
+    if wanted == value:
+        return 3
+    return {"*/*": 1, f"{value.partition('/')[0]}/*": 2}.get(wanted, -1)
 
 
 @functools.cache

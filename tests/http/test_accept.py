@@ -55,6 +55,9 @@ JAVA = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"
         ('multipart/related; type="application/octet-stream"', "bulk"),
         ("multipart/related; type=application/octet-stream; transfer-syntax=*", "bulk"),
         ("multipart/related", "dicom"),
+        ('multipart/related; type="*/*"', "dicom"),
+        ('multipart/related; type="application/*"', "dicom"),
+        ('multipart/related; type="*/*", multipart/related; type="application/dicom"; q=0', "bulk"),
         ("multipart/*", "dicom"),
         ("application/*", "metadata"),
         # Weights, and what is named more precisely
@@ -88,6 +91,7 @@ JAVA = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"
         ("application/zip;q=-1", None),
         ("application/*+json", None),
         ('multipart/related; type="image/jpeg"', None),
+        ('multipart/related; type="image/*"', None),
         ('"application/zip', None),
     ],
 )
