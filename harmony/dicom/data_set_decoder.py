@@ -11,6 +11,8 @@ that are no data set at all raise.
 
 What is not in the model: group lengths, file meta, the values of bulk VRs (OB, OW ...), of UN when longer
 than 1 KiB, and of anything longer than the caller wants; of these `{"vr": ...}` tells that they are there.
+With `complete` everything is, short bulk data as InlineBinary, and what is too long is told from what is
+empty (PS3.18 §F.2.6).
 Deliberately not here: the values themselves (`harmony.dicom.json_values`), pixel data, checks against IODs.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
+from harmony.dicom.byte_order import WORD_BYTES, swap_words
 from harmony.dicom.character_set import ASCII, CharacterSet, character_set
 from harmony.dicom.dictionary import ambiguous_vr_of
 from harmony.dicom.element_header import (
@@ -37,7 +40,7 @@ from harmony.dicom.element_header import (
     encoding_of,
     explicit_form,
 )
-from harmony.dicom.json_values import BULK_VRS, Element, Model
+from harmony.dicom.json_values import BULK_VRS, MAXIMUM_INLINE_BYTES, Element, Model, inline_binary
 
 __all__ = ["MAXIMUM_VALUE_BYTES", "PIXEL_DATA", "DataSetError", "decode_data_set"]
 
@@ -48,6 +51,8 @@ MAXIMUM_NESTING = 64
 MAXIMUM_ELEMENTS = 50_000
 """Elements and items of a data set that are looked at: a tenth or two of a second at worst, hundreds of times
 what a header has. What comes after them is not in the model."""
+MAXIMUM_ELEMENTS_COMPLETE = 2_000_000
+"""The same of a complete header, which has been bounded in bytes: functional groups of some ten thousand frames."""
 MAXIMUM_INFLATED_BYTES = 16 * 1024 * 1024
 """Of a deflated data set as much as this is looked at; inflating it takes some 50 ms."""
 PIXEL_DATA = 0x7FE00010
@@ -126,12 +131,15 @@ def decode_data_set(
     *,
     stop_before: int = PIXEL_DATA,
     maximum_value_bytes: int = MAXIMUM_VALUE_BYTES,
+    complete: bool = False,
 ) -> Model:
     """Decode a data set, or the beginning of one, to the DICOM JSON Model.
 
     data: without file meta information; all of it, or as much as there is. A view is copied in part.
     transfer_syntax_uid: as negotiated; the first element is believed where it says otherwise.
     stop_before: the first top-level element with this tag or a higher one ends the reading.
+    complete: sequences however long, bulk data up to 1 KiB as InlineBinary; an element whose value is left out has an
+    empty BulkDataURI, for the caller to fill in.
     Tags ascend; strings are Unicode whatever (0008,0005) says, which is kept as it was sent: it names the set to
     answer in, and is to be left out where a model is sent as JSON.
     Raises DataSetError when nothing of it can be read. Empty data is an empty data set.
@@ -141,7 +149,9 @@ def decode_data_set(
     deflated = transfer_syntax_uid == _DEFLATED_EXPLICIT_VR
     for window, complete in _inflated(data) if deflated else _windows(data):
         start = _after_file_meta(window)
-        decoder = _Decoder(window, encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes)
+        decoder = _Decoder(
+            window, encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes, complete
+        )
         model = decoder.run(start, stop_before)
         if complete or decoder.stopped:
             if not model and not decoder.understood and any(window[:64]):
@@ -153,7 +163,9 @@ def decode_data_set(
 class _Decoder:
     """The state of one decoding. `_elements` reads values, the methods after it all that is no plain value."""
 
-    def __init__(self, data: bytes, encoding: ElementEncoding, maximum_value_bytes: int) -> None:
+    def __init__(
+        self, data: bytes, encoding: ElementEncoding, maximum_value_bytes: int, complete: bool
+    ) -> None:
         self.stopped = False
         """The end was found; more bytes would not change the result."""
         self.understood = False
@@ -161,8 +173,14 @@ class _Decoder:
         self._data = data
         self._encoding = encoding
         self._maximum_value_bytes = maximum_value_bytes
+        self._complete = complete
+        # What may be left out, or is longer than any usual value, is not dealt with in the loop.
+        self._plain_bytes = (
+            min(maximum_value_bytes, MAXIMUM_INLINE_BYTES) if complete else maximum_value_bytes
+        )
+        self._maximum_sequence_bytes = len(data) if complete else maximum_value_bytes
         self._levels: list[_Level] = []
-        self._budget = MAXIMUM_ELEMENTS
+        self._budget = MAXIMUM_ELEMENTS_COMPLETE if complete else MAXIMUM_ELEMENTS
 
     def run(self, at: int, stop_before: int) -> Model:
         root = _Level(self._encoding, len(self._data), stop_before=stop_before)
@@ -176,7 +194,7 @@ class _Decoder:
     def _elements(self, level: _Level, at: int) -> int:
         """Read the elements of one level until another level is to be read; return where that goes on."""
         # Everything in local variables, and a dictionary lookup instead of parsing: the loop that matters.
-        data, maximum, budget = self._data, self._maximum_value_bytes, self._budget
+        data, maximum, budget = self._data, self._plain_bytes, self._budget
         end, model, characters, encoding = level.end, level.model, level.characters, level.encoding
         last_tag, stop_before, last_header = level.last_tag, level.stop_before, level.end - 8
         known_header, prefix_bytes = encoding.headers.get, encoding.header_bytes
@@ -229,14 +247,14 @@ class _Decoder:
             return following
         if length == UNDEFINED_LENGTH:
             return self._undefined_length(level, header, value)
-        if vr == "SQ" and length and length <= self._maximum_value_bytes:
+        if vr == "SQ" and length and length <= self._maximum_sequence_bytes:
             self.understood = True
             return self._sequence(level, header, value, min(following, level.end), defined=True)
         if following > level.end:
             # The end of the bytes at hand, or lengths that contradict each other. That the element is there
             # is known, but an empty value would be a false statement about anything but bulk data.
             if vr in BULK_VRS:
-                self._keep(level, tag, key, {"vr": vr})
+                self._keep(level, tag, key, self._left_out(vr))
             return level.end
         self.understood = True
         self._keep(level, tag, key, self._element(level, header, self._data[value:following]))
@@ -244,7 +262,15 @@ class _Decoder:
 
     def _element(self, level: _Level, header: Header, value: bytes) -> Element:
         form, tag, _, vr, convert = header
-        if len(value) > self._maximum_value_bytes or vr in BULK_VRS or vr == "SQ":
+        if self._complete and value and (vr in BULK_VRS or vr == "UN"):
+            if len(value) > MAXIMUM_INLINE_BYTES:
+                return self._left_out(vr)
+            turned = level.encoding.byteorder == "big" and form != UNKNOWN_VR
+            word_bytes = WORD_BYTES.get(vr, 1) if turned else 1
+            return inline_binary(vr, value if word_bytes == 1 else _turned(value, word_bytes))
+        if len(value) > self._maximum_value_bytes:
+            return self._left_out(vr)
+        if vr in BULK_VRS or vr == "SQ":
             return {"vr": vr}
         known = IMPLICIT.converters if form == UNKNOWN_VR else level.encoding.converters
         if tag == SPECIFIC_CHARACTER_SET:
@@ -255,6 +281,9 @@ class _Decoder:
         if form in (NO_VR, UNKNOWN_VR, SHORT_LENGTH) and convert is None and self._is_signed(tag):
             vr = "SS"
         return known[vr](value, level.characters)
+
+    def _left_out(self, vr: str) -> Element:
+        return {"vr": vr, "BulkDataURI": ""} if self._complete else {"vr": vr}
 
     def _is_signed(self, tag: int) -> bool:
         """Tell which of "US or SS" an attribute is: the data set's Pixel Representation or an outer one's says."""
@@ -269,7 +298,7 @@ class _Decoder:
     def _undefined_length(self, level: _Level, header: Header, value: int) -> int:
         form, tag, key, vr, _ = header
         if vr in BULK_VRS:
-            self._keep(level, tag, key, {"vr": vr})
+            self._keep(level, tag, key, self._left_out(vr))
             return self._after_fragments(level, value)
         nested = self._data[value : value + 4] in level.encoding.item_tags or form == UNKNOWN_VR
         if vr not in ("SQ", "UN") and not nested:
@@ -319,7 +348,7 @@ class _Decoder:
         self._levels.append(item)
 
     def _end_sequence(self, sequence: _Sequence, at: int) -> int:
-        if at - sequence.start > self._maximum_value_bytes:
+        if at - sequence.start > self._maximum_sequence_bytes:
             sequence.element.pop("Value", None)
         return at
 
@@ -366,6 +395,11 @@ class _Decoder:
         self._budget -= 1
         if self._budget <= 0:
             self.stopped = True
+
+
+def _turned(value: bytes, word_bytes: int) -> bytes:
+    whole = len(value) - len(value) % word_bytes
+    return bytes(swap_words(value[:whole], word_bytes)) + value[whole:]
 
 
 def _after_file_meta(data: bytes) -> int:

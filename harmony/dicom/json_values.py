@@ -31,6 +31,7 @@ __all__ = [
     "Element",
     "Model",
     "converters",
+    "inline_binary",
 ]
 
 Element: TypeAlias = dict[str, Any]  # what json.loads returns; the VR tells what a value is
@@ -213,4 +214,9 @@ def _attribute_tags(order: str) -> Converter:
 def _inline(value: bytes, characters: CharacterSet) -> Element:
     if not value or len(value) > MAXIMUM_INLINE_BYTES:
         return {"vr": "UN"}
-    return {"vr": "UN", "InlineBinary": base64.b64encode(value).decode("ascii")}
+    return inline_binary("UN", value)
+
+
+def inline_binary(vr: str, value: bytes) -> Element:
+    """An element with the value field as it is in Explicit VR Little Endian (PS3.18 §F.2.7)."""
+    return {"vr": vr, "InlineBinary": base64.b64encode(value).decode("ascii")}
