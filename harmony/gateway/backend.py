@@ -14,13 +14,13 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harmony.archive.index import UniqueKeys
+from harmony.archive.index import StoredInstance, UniqueKeys
 from harmony.archive.levels import Level
 from harmony.archive.matcher import MatchingOptions
 from harmony.dicom.json_model import Model
 from harmony.dimse.command import PRIORITY_MEDIUM
 from harmony.dimse.operation import StoreRequest
-from harmony.dimse.retrieve_scp import Selection
+from harmony.dimse.retrieve_scp import Selection, Unavailable
 from harmony.dimse.scu import Instance
 from harmony.dimse.sink import Sink
 from harmony.dimse.status import Outcome
@@ -95,6 +95,16 @@ class Backend(Protocol):
 
         The selection's `instances` must be iterated or closed (`harmony.dimse.cancellation.close_iterator`), and the
         data of each instance read before the next one is asked for; it is not valid any more then.
+        """
+
+    def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
+        """Yield the complete headers of instances. An element whose value is left out, pixel data too, has an empty
+        BulkDataURI (`harmony.dicom.bulk_data`). Raises what `retrieve` raises."""
+
+    async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
+        """The file that the first of the instances lies in, and what the index has of its header.
+
+        None: it is in no file here, and `retrieve` tells whether it is anywhere.
         """
 
     def store(self, request: StoreRequest) -> Sink:

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
+from harmony.archive.index import StoredInstance
 from harmony.archive.levels import Level
 from harmony.archive.matcher import IdentifierError, Problem
 from harmony.dicom.json_model import DataSetError, Model, ModelError, decode_data_set
@@ -44,6 +45,7 @@ from harmony.dimse.sub_operations import Counters
 from harmony.gateway import config, identifiers, storage_contexts
 from harmony.gateway.arrivals import Arrivals
 from harmony.gateway.backend import Query, Retrieve
+from harmony.gateway.instance_headers import headers_of
 from harmony.gateway.options import DicomScuOptions
 from harmony.gateway.retrieval import Progress, arriving
 from harmony.gateway.storage_contexts import Pair
@@ -344,6 +346,15 @@ class DicomSCU:
             return await self.pool.run(perform)
         except NoPresentationContext as error:
             raise self._no_model("C-MOVE", level, error) from error
+
+    async def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
+        """By retrieving the instances: a C-FIND does not tell the whole header. What follows it is dropped."""
+        async with aclosing(headers_of(await self.retrieve(retrieve))) as headers:
+            async for header in headers:
+                yield header
+
+    async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
+        return None
 
     # Storing
 

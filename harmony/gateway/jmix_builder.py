@@ -30,9 +30,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harmony.archive.files import FileSink, StoredObject
+from harmony.archive.index import StoredInstance
 from harmony.dicom.json_model import Model
 from harmony.dimse.operation import StoreRequest
-from harmony.dimse.retrieve_scp import Selection
+from harmony.dimse.retrieve_scp import Selection, Unavailable
 from harmony.dimse.scu import Instance
 from harmony.dimse.sink import Sink, feed
 from harmony.dimse.status import Outcome, Status
@@ -186,6 +187,12 @@ class JmixBuilder:
 
     async def retrieve(self, retrieve: Retrieve) -> Selection:
         return await self._archive.retrieve(retrieve)
+
+    def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
+        return self._archive.metadata(retrieve)
+
+    async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
+        return await self._archive.locate(retrieve)
 
     # For those who watch -----
 

@@ -30,6 +30,7 @@ from harmony.dimse.sink import Sink, feed
 from harmony.dimse.source import FileSource
 from harmony.dimse.status import Outcome
 from harmony.gateway.backend import Query, Retrieve
+from harmony.gateway.instance_headers import header_in_file
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
@@ -164,6 +165,21 @@ class LocalArchive:
             total=total,
             contexts=pairs,
         )
+
+    async def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
+        index = self._index()
+        answers = stream(
+            lambda: (header_in_file(stored, header) for stored, header in index.headers(retrieve.keys))
+        )
+        try:
+            async for header in answers:
+                yield header
+        finally:
+            await answers.aclose()
+
+    async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
+        index = self._index()
+        return await asyncio.to_thread(lambda: next(index.headers(retrieve.keys), None))
 
     def _index(self) -> ArchiveIndex:
         if self.index is None:
