@@ -147,13 +147,13 @@ def decode_data_set(
     if not len(data):
         return {}
     deflated = transfer_syntax_uid == _DEFLATED_EXPLICIT_VR
-    for window, complete in _inflated(data) if deflated else _windows(data):
+    for window, is_all in _inflated(data) if deflated else _windows(data):
         start = _after_file_meta(window)
         decoder = _Decoder(
             window, encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes, complete
         )
         model = decoder.run(start, stop_before)
-        if complete or decoder.stopped:
+        if is_all or decoder.stopped:
             if not model and not decoder.understood and any(window[:64]):
                 raise DataSetError(f"no data set: none of {len(data)} bytes can be read as an element")
             return model

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -275,8 +276,18 @@ def _file(stored: StoredInstance) -> Response:
 async def _streamed_file(instances: DeliveredInstances) -> Response:
     instance = await anext(instances)
     headers = _VARY | {"Content-Type": dicom_type(instance.transfer_syntax_uid)}
-    body = _Closing(file_content(instance), instances)
+    body = _Closing(_only_file(instance, instances), instances)
     return Response(200, headers, body, content_length=file_size(instance))
+
+
+async def _only_file(
+    instance: Instance, instances: DeliveredInstances
+) -> AsyncGenerator[bytes | memoryview, None]:
+    async with aclosing(file_content(instance)) as content:
+        async for piece in content:
+            yield piece
+    async for _ in instances:  # a retrieve that comes to its end need not be cancelled
+        pass
 
 
 # Metadata
