@@ -200,6 +200,7 @@ class Gateway:
 
 _CURL = {
     "http": "-X POST {url}/echo",
+    "dicomweb": "'{url}/studies?PatientName=D*'",
     "jmix": "'{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip",
 }
 

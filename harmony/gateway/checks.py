@@ -29,11 +29,11 @@ METHODS = {
     "dicomweb": frozenset({"GET", "HEAD", "POST", "OPTIONS"}),
     "management": EVERY_METHOD,
 }
-ROOTS = {"jmix": "/api/jmix", "dicomweb": "/studies"}
+ROOTS = {"jmix": "/api/jmix"}
 """What a service adds to its prefix, so that a jmix and a dicomweb endpoint may share one."""
 
 STUDY_SOURCES = frozenset({"dicom_scu", "storage"})
-"""Backends from which a jmix endpoint retrieves studies."""
+"""Backends from which jmix and dicomweb endpoints retrieve studies."""
 
 HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth"})
 USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key"})
@@ -162,6 +162,9 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
                 found.append(used.origin.problem("method", f"is {show(used.method)}, which {NOT_AVAILABLE}"))
         for middleware in pipeline.middleware:
             options = middleware.options
+            if middleware.type == "dicomweb_bridge" and "dicomweb" not in _services(pipeline):
+                message = f"lists {show(middleware.name)}; dicomweb_bridge without a dicomweb endpoint {NOT_AVAILABLE}"
+                found.append(pipeline.origin.problem("middleware", message))
             harmless = isinstance(options, TransformOptions) and not options.fail_on_error
             if (Role.MIDDLEWARE, middleware.type) not in SUPPORTED and not harmless:
                 named = middleware.origin.table.startswith("middleware")
@@ -172,7 +175,11 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
 
 def _missing_on_the_way(pipeline: Pipeline) -> str:
     """Why what this version's endpoints receive would never reach a pipeline's backend; "" when it does."""
-    services = {endpoint.service for endpoint in pipeline.endpoints}
+    services = _services(pipeline)
+    packs = any(middleware.type == "jmix_builder" for middleware in pipeline.left)
+    if packs and "dicomweb" in services and not services & {"dicom_scp", "jmix"}:
+        listed = ", ".join(show(backend.name) for backend in pipeline.backends)
+        return f"is [{listed}]; packing what a dicomweb endpoint stores with a jmix_builder {NOT_AVAILABLE}"
     if not pipeline.backends:
         return (
             f'is []; an http endpoint without a "dicom_scu" backend {NOT_AVAILABLE}'
@@ -183,14 +190,19 @@ def _missing_on_the_way(pipeline: Pipeline) -> str:
     service = pipeline.backends[0].service
     if "http" in services and service != "dicom_scu":
         return f'lists {name}; an http endpoint with another backend than "dicom_scu" {NOT_AVAILABLE}'
-    packs = any(middleware.type == "jmix_builder" for middleware in pipeline.left)
     if "jmix" in services and service not in STUDY_SOURCES:
         return f"lists {name}; forwarding the requests of a jmix endpoint to {service} {NOT_AVAILABLE}, must be []"
+    if "dicomweb" in services and "dicom_scp" not in services and service not in STUDY_SOURCES:
+        return f"lists {name}; a dicomweb endpoint in front of {service} {NOT_AVAILABLE}"
     if service == "dicom_scu" and packs and services != {"jmix"}:
         return f"lists {name}, a PACS; packing what is sent to one with a jmix_builder {NOT_AVAILABLE}"
     if service == "jmix_backend" and not packs:
         return f'lists {name}, which takes envelopes; the middleware must contain a "jmix_builder" that makes them'
     return ""
+
+
+def _services(pipeline: Pipeline) -> set[str]:
+    return {endpoint.service for endpoint in pipeline.endpoints}
 
 
 def _endpoints(config: LoadedConfig) -> Iterator[tuple[Pipeline, Endpoint]]:

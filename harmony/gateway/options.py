@@ -20,7 +20,18 @@ import msgspec
 from msgspec import Meta
 
 from harmony.gateway.config import Secret, Table
-from harmony.gateway.tables import UID, AETitle, ByteCount, Host, Port, PositiveInt, Seconds, URLPath
+from harmony.gateway.tables import (
+    UID,
+    AETitle,
+    ByteCount,
+    Host,
+    Origin,
+    Port,
+    PositiveInt,
+    Seconds,
+    URLPath,
+    WebURL,
+)
 
 STORAGE = "<storage>"
 ENVELOPE_FOLDER = "jmix-store"
@@ -63,7 +74,17 @@ class EchoEndpointOptions(PrefixOptions, frozen=True):
 
 
 class DicomwebOptions(PrefixOptions, frozen=True):
-    pass
+    public_url: WebURL | None = None
+    """None: what the request says, which is wrong behind some proxies."""
+    allow_origins: tuple[Origin, ...] = ()
+    """Web pages that may read what is served here."""
+    preflight_max_age_secs: Annotated[int, Meta(ge=0, le=86400)] = 600
+    max_results: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    empty_search_status: Literal[200, 204] = 204
+    match_empty_values: bool = True
+    """As in a `dicom_scp` endpoint; a PACS matches as it will."""
+    fuzzy_names: bool = False
+    max_upload_bytes: ByteCount = DEFAULT_LARGEST_UPLOAD_BYTES
 
 
 class JmixEndpointOptions(PrefixOptions, frozen=True):
@@ -387,12 +408,14 @@ KINDS = (
 SUPPORTED = frozenset(
     {
         (Role.ENDPOINT, "dicom_scp"),
+        (Role.ENDPOINT, "dicomweb"),
         (Role.ENDPOINT, "http"),
         (Role.ENDPOINT, "jmix"),
         (Role.ENDPOINT, "management"),
         (Role.BACKEND, "dicom_scu"),
         (Role.BACKEND, "jmix_backend"),
         (Role.BACKEND, "storage"),
+        (Role.MIDDLEWARE, "dicomweb_bridge"),
         (Role.MIDDLEWARE, "jmix_builder"),
         (Role.MIDDLEWARE, "passthru"),
     }

@@ -22,6 +22,7 @@ from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.dicom_scu import DicomSCU
+from harmony.gateway.dicomweb import DicomWeb
 from harmony.gateway.dimse_bridge import DimseBridge
 from harmony.gateway.envelope_builder import EnvelopeBuilder
 from harmony.gateway.jmix import JmixEndpoint
@@ -33,6 +34,7 @@ from harmony.gateway.options import (
     ENVELOPE_FOLDER,
     DicomScpOptions,
     DicomScuOptions,
+    DicomwebOptions,
     HttpEndpointOptions,
     JmixBackendOptions,
     JmixBuilderOptions,
@@ -86,6 +88,8 @@ class _Assembler:
         self._receivers = StoreReceivers()
         self._archives: dict[Path, LocalArchive] = {}
         """What can be retrieved from, one for each storage folder."""
+        self._behind: dict[str, Backend] = {}
+        """What is behind the DICOM endpoints of a pipeline, by its name."""
         self._durable_indexes = {
             _place(options.storage_dir) for options in self._scp_options() if options.durability == "fsync"
         }
@@ -97,6 +101,8 @@ class _Assembler:
             for endpoint in pipeline.endpoints:
                 if isinstance(endpoint.options, JmixEndpointOptions):
                     self._add_jmix(pipeline, endpoint, endpoint.options)
+                elif isinstance(endpoint.options, DicomwebOptions):
+                    self._add_dicomweb(pipeline, endpoint)
         self._share_store_ports()
         for listener, scps in self._scps.items():
             self.assembly.dicom.append(DicomListener(listener, scps))
@@ -118,6 +124,7 @@ class _Assembler:
                 if backend is None or first is None:
                     first = endpoint
                     backend = self._behind_scp(pipeline, endpoint.options)
+                    self._behind[pipeline.name] = backend
                 _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
                     self._scps.setdefault(listener, []).append(
@@ -233,7 +240,22 @@ class _Assembler:
         limit = self.config.max_body_bytes
         self._add_routes(endpoint, DimseBridge(endpoint, pacs, folders, max_body_bytes=limit))
 
-    def _add_routes(self, endpoint: Endpoint, served: JmixEndpoint | DimseBridge) -> None:
+    def _add_dicomweb(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
+        """In front of what is behind the DICOM endpoints of the pipeline, if it has any, or else of its backend or
+        the default storage folder. After all that receive, as its archive may be theirs."""
+        backend = self._behind.get(pipeline.name)
+        if backend is None and pipeline.backends:
+            backend = self._source(pipeline.backends[0])
+        elif backend is None:
+            backend = self._stored_in(self.config.storage_path / OBJECT_FOLDER)
+        if not backend.can_be_queried:
+            message = "needs the index of what is received: options.index of the DICOM endpoint must be true"
+            raise ConfigError([endpoint.origin.problem("service", message)])
+        behind = backend.peer.called_ae_title if isinstance(backend, DicomSCU) else "the archive"
+        limit = self.config.max_body_bytes
+        self._add_routes(endpoint, DicomWeb(endpoint, backend, behind=behind, max_body_bytes=limit))
+
+    def _add_routes(self, endpoint: Endpoint, served: JmixEndpoint | DimseBridge | DicomWeb) -> None:
         for network in endpoint.networks:
             try:
                 served.add_routes(self.assembly.routers.setdefault(network, Router()))
@@ -249,12 +271,16 @@ class _Assembler:
         return folders
 
     def _source(self, configured: config.Backend) -> Backend:
-        """Where a jmix endpoint retrieves studies from."""
+        """Where studies are retrieved from."""
         options = configured.options
         if isinstance(options, DicomScuOptions):
             return self._pacs(configured)
         assert isinstance(options, StorageBackendOptions)
-        place = _place(options.root / OBJECT_FOLDER)
+        return self._stored_in(options.root / OBJECT_FOLDER)
+
+    def _stored_in(self, folder: Path) -> LocalArchive:
+        """The archive in a folder, whether a DICOM endpoint receives into it or not."""
+        place = _place(folder)
         if place not in self._archives:
             archive = self._archive(DicomScpOptions(storage_dir=place))
             self.assembly.backends.append(archive)

@@ -49,6 +49,24 @@ URLPath = Annotated[
     ),
 ]
 
+WebURL = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[0-9A-Za-z._:\[\]-]{1,255}(/[!$&'()*+,;=:@%0-9A-Za-z._~/-]{0,255})?\Z",
+        extra={"allowed": 'a URL such as "https://pacs.example.org/dicomweb", without "?" and "#"'},
+    ),
+]
+Origin = Annotated[
+    str,
+    # As browsers send it, which compares by characters: no path, and no port that is the scheme's own (RFC 6454 §6.2).
+    Meta(
+        pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[0-9a-z._:\[\]-]{1,255})\Z",
+        extra={
+            "allowed": 'an origin such as "https://viewer.example.org", in lower case without a path, or "*"'
+        },
+    ),
+]
+
 UNREADABLE = Secret("(unreadable)")
 """Stands for a secret whose error has been reported, so that it does not count as missing as well."""
 

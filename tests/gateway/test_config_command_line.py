@@ -110,7 +110,7 @@ endpoints = ["e"]
 middleware = ["policies", "t", "u"]
 backends = ["b", "c"]
 [endpoints.e]
-service = "dicomweb"
+service = "echo"
 options.path_prefix = "/"
 authentication = "a"
 [middleware.t]
@@ -138,7 +138,7 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
     assert found == [
         "[network.n] http.force_https is true, which is not available in this version",
         "[pipelines.p] backends lists 2 names; more than one backend is not available in this version",
-        '[endpoints.e] service is "dicomweb", which is not available in this version',
+        '[endpoints.e] service is "echo", which is not available in this version',
         '[endpoints.e] authentication is "a"; it is not available in this version for endpoints',
         '[backends.b] service is "http", which is not available in this version',
         '[authentications.a] method is "mutual_tls", which is not available in this version',
