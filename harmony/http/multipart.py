@@ -40,8 +40,11 @@ MAXIMUM_PARTS = 100_000
 MAXIMUM_PADDING_BYTES = 1024
 """Of space behind a boundary, which transports were once allowed to add (RFC 2046 §5.1.1)."""
 
-_BOUNDARY = re.compile(r"[\x20-\x7e]{0,69}[\x21-\x7e]")
-# RFC 2046 §5.1.1 permits fewer characters than this; what is not a control character does no harm.
+MAXIMUM_BOUNDARY_CHARACTERS = 200
+"""RFC 2046 §5.1.1 permits 70. Orthanc's boundaries have 73: two UUIDs and a hyphen."""
+
+_BOUNDARY = re.compile(rf"[\x20-\x7e]{{0,{MAXIMUM_BOUNDARY_CHARACTERS - 1}}}[\x21-\x7e]")
+# RFC 2046 §5.1.1 permits fewer kinds of characters; what is not a control character does no harm.
 
 
 class MultipartError(HTTPError):
@@ -81,7 +84,7 @@ def multipart_boundary(media_type: MediaType) -> bytes:
     """The boundary that a multipart Content-Type names. Raises MultipartError when it has none that can be one."""
     boundary = media_type.parameters.get("boundary", "")
     if not _BOUNDARY.fullmatch(boundary):
-        raise MultipartError("Content-Type has no boundary of 1 to 70 characters")
+        raise MultipartError(f"Content-Type has no boundary of 1 to {MAXIMUM_BOUNDARY_CHARACTERS} characters")
     return boundary.encode("ascii")
 
 

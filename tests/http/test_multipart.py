@@ -207,13 +207,13 @@ async def test_a_body_that_ends_early_is_an_error_in_its_last_part() -> None:
     await parts.aclose()
 
 
-@pytest.mark.parametrize("boundary", ["", " ", "x ", "x" * 71, "\x7f", "ü"])
+@pytest.mark.parametrize("boundary", ["", " ", "x ", "x" * 201, "\x7f", "ü"])
 def test_boundaries_that_are_none(boundary: str) -> None:
     with pytest.raises(MultipartError, match="no boundary"):
         multipart_boundary(parse_media_type(f'multipart/related; boundary="{boundary}"'))
 
 
-@pytest.mark.parametrize("boundary", ["b", "x" * 70, "gc0pJq0M:08jU534c0p", "a b", "=_?/.,-+()'"])
+@pytest.mark.parametrize("boundary", ["b", "x" * 200, "gc0pJq0M:08jU534c0p", "a b", "=_?/.,-+()'"])
 def test_boundaries(boundary: str) -> None:
     media_type = parse_media_type(f'multipart/related; boundary="{boundary}"')
     assert multipart_boundary(media_type) == boundary.encode()
