@@ -150,7 +150,7 @@ class HTTPClient:
         maximum_connections: int = 10,
         maximum_response_bytes: int = MAXIMUM_RESPONSE_BYTES,
     ) -> None:
-        """base_url: http(s)://host[:port][/path]; paths of requests are appended to it.
+        """base_url: http(s)://host[:port][/path]; paths of requests, or a query without one, are appended to it.
 
         verify: check the certificate and host name of an https upstream, against `ca_cert_path` or the system's store.
         Raises ValueError for a URL that is not one, or has credentials in it; OSError when the store cannot be read.
@@ -284,7 +284,11 @@ class HTTPClient:
             wire.append((b"Transfer-Encoding", b"chunked"))
         elif length or method not in ("GET", "HEAD", "OPTIONS", "DELETE"):
             wire.append((b"Content-Length", b"%d" % length))
-        target = self._base_path + "/" + path.lstrip("/") if path else self._base_path or "/"
+        target = self._base_path
+        if path and not path.startswith("?"):
+            target += "/" + path.lstrip("/")
+        else:
+            target = (target or "/") + path
         try:
             return h11.Request(method=method, target=target, headers=wire)
         except (h11.LocalProtocolError, UnicodeEncodeError):

@@ -1,6 +1,7 @@
 """harmony.http.client against our own server, and against upstreams played by hand that behave badly."""
 
 import asyncio
+import json
 import base64
 import socket
 import ssl
@@ -543,3 +544,22 @@ async def test_tls_upstream_is_checked_against_the_given_certificate(
         assert (await failure(HTTPClient(url))).kind == "connect"
     finally:
         await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "target"),
+    [
+        ("", "", "/"),
+        ("", "a", "/a"),
+        ("", "?q", "/?q"),
+        ("/base/", "", "/base"),
+        ("/base", "/", "/base/"),
+        ("/base", "?q", "/base?q"),
+        ("/base", "/a?q", "/base/a?q"),
+    ],
+)
+async def test_paths_are_appended_to_the_base(serve: Any, base: str, path: str, target: str) -> None:
+    served = await serve(describe)
+    async with HTTPClient(served.url + base) as client:
+        answer = await client.request("GET", path)
+    assert json.loads(answer.body)["target"] == target
