@@ -1,0 +1,177 @@
+"""Middleware of HTTP endpoints: what a request passes on its way to the endpoint's handler.
+
+A `GuardedRouter` stands between an endpoint and the router of a network: every handler that the endpoint registers is
+reached through the pipeline's middleware, in the order in which it is listed. A middleware calls `proceed` or answers
+itself; what it lets pass streams as if it were not there.
+
+Here: `passthru`, which leaves a mark for `echo`, and `path_filter`. A middleware type without an entry in `_MAKERS`
+does nothing to HTTP requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from harmony.gateway.config import ConfigError, Endpoint, Middleware, Pipeline
+from harmony.gateway.options import PathFilterOptions, PrefixOptions
+from harmony.http import Handler, Request, Response, Route, Router, normalize_prefix
+
+__all__ = ["PASSED_LEFT", "PASSED_RIGHT", "GuardedRouter", "HttpMiddleware", "PathFilter", "http_middleware"]
+
+PASSED_LEFT: Final = "mw_left"
+PASSED_RIGHT: Final = "mw_right"
+"""Keys of `Request.state`."""
+
+
+class HttpMiddleware(Protocol):
+    async def handle(self, request: Request, proceed: Handler) -> Response:
+        """Answer, or return what `proceed` answers."""
+
+
+class GuardedRouter(Router):
+    """Registers handlers with another router, behind middleware; the first one is asked first."""
+
+    def __init__(self, router: Router, middleware: Sequence[HttpMiddleware]) -> None:
+        super().__init__()
+        self._router = router
+        self._middleware = tuple(middleware)
+
+    def add(
+        self,
+        methods: str | Iterable[str],
+        pattern: str,
+        handler: Handler,
+        *,
+        name: str = "",
+        description: str = "",
+    ) -> Route:
+        for each in reversed(self._middleware):
+            handler = _behind(each, handler)
+        return self._router.add(methods, pattern, handler, name=name, description=description)
+
+
+def _behind(middleware: HttpMiddleware, handler: Handler) -> Handler:
+    async def handle(request: Request) -> Response:
+        return await middleware.handle(request, handler)
+
+    return handle
+
+
+def http_middleware(pipeline: Pipeline, endpoint: Endpoint) -> list[HttpMiddleware]:
+    """What stands in front of an endpoint. Raises ConfigError for options that have no meaning.
+
+    What is listed on the right only acts as well: a filter must not be without effect.
+    """
+    options = endpoint.options
+    prefix = options.path_prefix if isinstance(options, PrefixOptions) else ""
+    found: list[HttpMiddleware] = []
+    for each in pipeline.middleware:
+        maker = _MAKERS.get(each.type)
+        if maker is not None:
+            found.append(maker(each, pipeline, prefix))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Passthru:
+    """Lets everything pass, and says so."""
+
+    left: bool
+    right: bool
+
+    async def handle(self, request: Request, proceed: Handler) -> Response:
+        for mark, passed in ((PASSED_LEFT, self.left), (PASSED_RIGHT, self.right)):
+            if passed:
+                request.state[mark] = True
+        return await proceed(request)
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """`/a/{id}` for any one segment, `/a/{*rest}` or `/a/*` for `/a` and everything below it."""
+
+    allow: bool
+    segments: tuple[str, ...]
+    rest: bool
+
+    @classmethod
+    def parse(cls, allow: bool, pattern: str) -> PathRule:
+        """Raises ValueError."""
+        segments = tuple(segment for segment in pattern.split("/") if segment)
+        rest = bool(segments) and (
+            segments[-1] == "*" or (segments[-1].startswith("{*") and segments[-1].endswith("}"))
+        )
+        if rest:
+            segments = segments[:-1]
+        for segment in segments:
+            variable = len(segment) > 2 and segment[0] == "{" and segment[-1] == "}"
+            if "*" in segment or not (variable or ("{" not in segment and "}" not in segment)):
+                raise ValueError(f'pattern "{pattern}": expected text, {{name}}, or {{*name}} at the end')
+        return cls(allow, segments, rest)
+
+    def matches(self, path: tuple[str, ...]) -> bool:
+        if len(path) < len(self.segments) or (len(path) > len(self.segments) and not self.rest):
+            return False
+        return all(
+            mine[0] == "{" or mine == theirs for mine, theirs in zip(self.segments, path, strict=False)
+        )
+
+
+class PathFilter:
+    """Answers 404, without a body, to paths that no rule allows; the first rule that matches decides.
+
+    Paths are those below the prefix, decoded. A segment that turns into others for somebody who decodes it a second
+    time, or decodes %2F, matches no rule.
+    """
+
+    def __init__(self, rules: Sequence[PathRule], *, prefix: str = "") -> None:
+        self._rules = tuple(rules)
+        self._skipped = len([segment for segment in normalize_prefix(prefix).split("/") if segment])
+
+    @classmethod
+    def of(cls, options: PathFilterOptions, *, prefix: str) -> PathFilter:
+        """Raises ValueError."""
+        rules = []
+        for rule in options.rules:
+            if isinstance(rule, str):
+                rules.append(PathRule.parse(True, rule))
+                continue
+            if len(rule) != 1 or next(iter(rule)) not in ("allow", "deny"):
+                raise ValueError("a rule is a path, { allow = path } or { deny = path }")
+            verdict, pattern = next(iter(rule.items()))
+            rules.append(PathRule.parse(verdict == "allow", pattern))
+        return cls(rules, prefix=prefix)
+
+    async def handle(self, request: Request, proceed: Handler) -> Response:
+        path = request.segments[self._skipped :]
+        if path and not path[-1]:
+            path = path[:-1]  # a trailing slash, or nothing at all
+        if all(_is_plain(segment) for segment in path):
+            for rule in self._rules:
+                if rule.matches(path):
+                    return await proceed(request) if rule.allow else Response(404)
+        return Response(404)
+
+
+def _is_plain(segment: str) -> bool:
+    return bool(segment) and not any(character in segment for character in "/\\%")
+
+
+def _passthru(middleware: Middleware, pipeline: Pipeline, prefix: str) -> HttpMiddleware:
+    return Passthru(middleware in pipeline.left, middleware in pipeline.right)
+
+
+def _path_filter(middleware: Middleware, pipeline: Pipeline, prefix: str) -> HttpMiddleware:
+    assert isinstance(middleware.options, PathFilterOptions)
+    try:
+        return PathFilter.of(middleware.options, prefix=prefix)
+    except ValueError as error:
+        raise ConfigError([middleware.origin.problem("options.rules", str(error))]) from error
+
+
+_MAKERS: Final[dict[str, Callable[[Middleware, Pipeline, str], HttpMiddleware]]] = {
+    "passthru": _passthru,
+    "path_filter": _path_filter,
+}
