@@ -111,6 +111,7 @@ class Gateway:
             with _explained(str(backend)):
                 await backend.start()
             self._inner.append(backend.stop)
+        self._inner.extend(upstream.stop for upstream in assembly.upstreams)
         self._inner.extend(studies.stop for studies in assembly.studies)
         for listener in assembly.dicom:
             with _explained(f"DICOM on {listener.address}"):
@@ -174,11 +175,12 @@ class Gateway:
         for network, address in self._assembly.http:
             scheme = "https" if address.tls else "http"
             shown = "127.0.0.1" if address.host in ("0.0.0.0", "::") else address.host
-            for prefix, service in sorted(self._prefixes(network)):
+            for prefix, service, behind in sorted(self._prefixes(network)):
                 url = f"{scheme}://{shown}:{address.port}{prefix.rstrip('/')}"
                 lines.append(f"  {service.upper():5}  {url}")
-                if service in _CURL:
-                    lines.append(f"         try: curl {_CURL[service].format(url=url)}")
+                try_it = "{url}" if behind in ("http", "echo") else _CURL.get(service)
+                if try_it is not None:
+                    lines.append(f"         try: curl {try_it.format(url=url)}")
             lines += self._management_greeting(network, f"{scheme}://{shown}:{address.port}")
         return lines
 
@@ -188,10 +190,14 @@ class Gateway:
                 yield f"  ADMIN  {url}{base_path.rstrip('/')}, {url}/health, {url}/metrics"
                 yield f"         try: curl {url}/health"
 
-    def _prefixes(self, network: str) -> set[tuple[str, str]]:
-        """Path prefix and service of the HTTP endpoints on a network."""
+    def _prefixes(self, network: str) -> set[tuple[str, str, str]]:
+        """Path prefix and service of the HTTP endpoints on a network, and the service of what is behind them."""
         return {
-            (endpoint.options.path_prefix, endpoint.service)
+            (
+                endpoint.options.path_prefix,
+                endpoint.service,
+                pipeline.backends[0].service if pipeline.backends else "",
+            )
             for pipeline in self.config.pipelines.values()
             for endpoint in pipeline.endpoints
             if network in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
@@ -199,6 +205,7 @@ class Gateway:
 
 
 _CURL = {
+    "echo": "{url}",
     "http": "-X POST {url}/echo",
     "dicomweb": "'{url}/studies?PatientName=D*'",
     "jmix": "'{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip",

@@ -35,7 +35,10 @@ ROOTS = {"jmix": "/api/jmix"}
 STUDY_SOURCES = frozenset({"dicom_scu", "storage"})
 """Backends from which jmix and dicomweb endpoints retrieve studies."""
 
-HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth"})
+HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth", "path_filter"})
+BEHIND_HTTP = frozenset({"dicom_scu", "echo", "http"})
+"""Backends of an http endpoint."""
+ONLY_BEHIND_HTTP = frozenset({"echo", "http"})
 USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key"})
 NOT_AVAILABLE = "is not available in this version"
 
@@ -49,7 +52,7 @@ def conflicts(config: LoadedConfig) -> Iterator[Problem]:
             for middleware in pipeline.middleware:
                 if endpoint.service == "dicom_scp" and middleware.type in HTTP_ONLY_MIDDLEWARE:
                     message = (
-                        f"lists {show(middleware.name)} ({middleware.type}), which needs HTTP headers; "
+                        f"lists {show(middleware.name)} ({middleware.type}), which needs HTTP requests; "
                         f"the DICOM endpoint {show(endpoint.name)} has none and would refuse everything"
                     )
                     yield pipeline.origin.problem("middleware", message)
@@ -181,19 +184,19 @@ def _missing_on_the_way(pipeline: Pipeline) -> str:
         listed = ", ".join(show(backend.name) for backend in pipeline.backends)
         return f"is [{listed}]; packing what a dicomweb endpoint stores with a jmix_builder {NOT_AVAILABLE}"
     if not pipeline.backends:
-        return (
-            f'is []; an http endpoint without a "dicom_scu" backend {NOT_AVAILABLE}'
-            if "http" in services
-            else ""
-        )
+        return f"is []; an http endpoint without a backend {NOT_AVAILABLE}" if "http" in services else ""
     name = show(pipeline.backends[0].name)
     service = pipeline.backends[0].service
-    if "http" in services and service != "dicom_scu":
-        return f'lists {name}; an http endpoint with another backend than "dicom_scu" {NOT_AVAILABLE}'
+    if "http" in services and service not in BEHIND_HTTP:
+        return f"lists {name}; an http endpoint in front of {service} {NOT_AVAILABLE}"
+    if "echo" in services and service != "echo":
+        return f"lists {name}, which an echo endpoint never asks, must be []"
     if "jmix" in services and service not in STUDY_SOURCES:
         return f"lists {name}; forwarding the requests of a jmix endpoint to {service} {NOT_AVAILABLE}, must be []"
     if "dicomweb" in services and "dicom_scp" not in services and service not in STUDY_SOURCES:
         return f"lists {name}; a dicomweb endpoint in front of {service} {NOT_AVAILABLE}"
+    if service in ONLY_BEHIND_HTTP and (others := services - {"http", "echo", "management"}):
+        return f"lists {name}; handing what a {min(others)} endpoint receives to {service} {NOT_AVAILABLE}"
     if service == "dicom_scu" and packs and services != {"jmix"}:
         return f"lists {name}, a PACS; packing what is sent to one with a jmix_builder {NOT_AVAILABLE}"
     if service == "jmix_backend" and not packs:

@@ -27,10 +27,10 @@ from enum import Enum
 from pathlib import Path
 
 from harmony.gateway.addresses import jmix_base_path
-from harmony.gateway.config import Authentication as ConfiguredAuthentication
 from harmony.gateway.config import Backend as ConfiguredBackend
-from harmony.gateway.options import AuthenticationOptions, JmixBackendOptions
-from harmony.http.client import Authentication, HTTPClient, UpstreamError
+from harmony.gateway.credentials import authentication_towards_upstream
+from harmony.gateway.options import JmixBackendOptions
+from harmony.http.client import HTTPClient, UpstreamError
 from harmony.jmix.outbox import Delivery, Outbox, State, backoff_s
 
 __all__ = ["Courier", "JmixUpstream", "Result", "Verdict"]
@@ -82,7 +82,7 @@ class JmixUpstream:
         self._client = HTTPClient(
             replace(target, base_path=base_path).url,
             timeout_s=target.timeout_s,
-            authentication=_authentication(configured.authentication),
+            authentication=authentication_towards_upstream(configured.authentication),
             ca_cert_path=target.ca_cert_path,
             maximum_connections=options.max_concurrent_uploads,
         )
@@ -245,21 +245,3 @@ class Courier:
 def _printable(text: str) -> str:
     """For logs, which are read line by line, and on terminals."""
     return "".join(character if character.isprintable() else " " for character in text)
-
-
-def _authentication(configured: ConfiguredAuthentication | None) -> Authentication | None:
-    if configured is None or configured.method == "none":
-        return None
-    options = configured.options
-    assert isinstance(options, AuthenticationOptions)
-    match configured.method:
-        case "basic" if options.username is not None and options.password is not None:
-            return Authentication.basic(options.username, options.password.reveal())
-        case "bearer" if options.token is not None:
-            return Authentication.bearer(options.token.reveal())
-        case "api_key" if options.api_key is not None:
-            return Authentication.api_key(options.api_key.reveal(), header=options.header_name)
-        case method:
-            raise ValueError(
-                f"authentication {configured.id}: method {method} cannot be used towards an upstream"
-            )

@@ -206,7 +206,10 @@ class HttpBackendOptions(Table, frozen=True):
     authentication_ref: str | None = None
     timeout_secs: TimeoutSecs | None = None
     max_retries: Retries | None = None
-    method: str | None = None
+    max_connections: Annotated[int, Meta(ge=1, le=1024)] = 64
+    method: Annotated[str, Meta(pattern=r"^[A-Za-z]{1,16}\Z", extra={"allowed": "an HTTP method"})] | None = (
+        None
+    )
     headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -409,15 +412,19 @@ SUPPORTED = frozenset(
     {
         (Role.ENDPOINT, "dicom_scp"),
         (Role.ENDPOINT, "dicomweb"),
+        (Role.ENDPOINT, "echo"),
         (Role.ENDPOINT, "http"),
         (Role.ENDPOINT, "jmix"),
         (Role.ENDPOINT, "management"),
         (Role.BACKEND, "dicom_scu"),
+        (Role.BACKEND, "echo"),
+        (Role.BACKEND, "http"),
         (Role.BACKEND, "jmix_backend"),
         (Role.BACKEND, "storage"),
         (Role.MIDDLEWARE, "dicomweb_bridge"),
         (Role.MIDDLEWARE, "jmix_builder"),
         (Role.MIDDLEWARE, "passthru"),
+        (Role.MIDDLEWARE, "path_filter"),
     }
 )
 """What this version can run. Consulted when the gateway starts, not when a configuration is loaded."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -24,7 +25,10 @@ from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dicomweb import DicomWeb
 from harmony.gateway.dimse_bridge import DimseBridge
+from harmony.gateway.echo import Echo
 from harmony.gateway.envelope_builder import EnvelopeBuilder
+from harmony.gateway.http_backend import HttpForward, HttpUpstream
+from harmony.gateway.http_middleware import GuardedRouter, http_middleware
 from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
@@ -35,6 +39,8 @@ from harmony.gateway.options import (
     DicomScpOptions,
     DicomScuOptions,
     DicomwebOptions,
+    EchoEndpointOptions,
+    HttpBackendOptions,
     HttpEndpointOptions,
     JmixBackendOptions,
     JmixBuilderOptions,
@@ -68,6 +74,7 @@ class Assembly:
     retrieved: dict[Path, RetrievedFolders] = field(default_factory=dict)
     """By their root."""
     backends: list[Backend] = field(default_factory=list)
+    upstreams: list[HttpUpstream] = field(default_factory=list)
     studies: list[StudyEnvelopes] = field(default_factory=list)
     dicom: list[DicomListener] = field(default_factory=list)
     routers: dict[str, Router] = field(default_factory=dict)
@@ -78,6 +85,12 @@ class Assembly:
     """None: nobody can ask, so nothing is counted."""
 
 
+class _Served(Protocol):
+    """An endpoint of the HTTP family."""
+
+    def add_routes(self, router: Router) -> None: ...
+
+
 class _Assembler:
     def __init__(self, loaded: LoadedConfig) -> None:
         self.config = loaded
@@ -85,6 +98,7 @@ class _Assembler:
         self._scps: dict[Listener, list[DicomSCP]] = {}
         self._pacses: dict[str, DicomSCU] = {}
         """By the name of their table."""
+        self._upstreams: dict[str, HttpUpstream] = {}
         self._receivers = StoreReceivers()
         self._archives: dict[Path, LocalArchive] = {}
         """What can be retrieved from, one for each storage folder."""
@@ -130,9 +144,11 @@ class _Assembler:
                     self._scps.setdefault(listener, []).append(
                         DicomSCP(endpoint, backend, self._observer(endpoint))
                     )
+            elif isinstance(endpoint.options, EchoEndpointOptions):
+                self._add_echo(pipeline, endpoint)
             elif isinstance(endpoint.options, HttpEndpointOptions):
                 for configured in pipeline.backends[:1]:
-                    self._add_bridge(endpoint, configured)
+                    self._add_http(pipeline, endpoint, configured)
 
     def _share_store_ports(self) -> None:
         """Where a PACS sends to a port that endpoints listen on, they receive for our retrieves as well."""
@@ -232,13 +248,19 @@ class _Assembler:
         if self.assembly.management is not None:
             self.assembly.management.watch_studies(pipeline.name, endpoint.name, studies)
         jmix = JmixEndpoint(endpoint, envelopes, studies, on_demand=bool(pipeline.backends))
-        self._add_routes(endpoint, jmix)
+        self._add_routes(pipeline, endpoint, jmix)
 
-    def _add_bridge(self, endpoint: Endpoint, configured: config.Backend) -> None:
+    def _add_http(self, pipeline: Pipeline, endpoint: Endpoint, configured: config.Backend) -> None:
+        if configured.service == "echo":
+            self._add_echo(pipeline, endpoint)
+            return
+        if isinstance(configured.options, HttpBackendOptions):
+            self._add_routes(pipeline, endpoint, HttpForward(endpoint, self._upstream(configured)))
+            return
         pacs = self._pacs(configured)
         folders = self._retrieved(configured, pacs)
         limit = self.config.max_body_bytes
-        self._add_routes(endpoint, DimseBridge(endpoint, pacs, folders, max_body_bytes=limit))
+        self._add_routes(pipeline, endpoint, DimseBridge(endpoint, pacs, folders, max_body_bytes=limit))
 
     def _add_dicomweb(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
         """In front of what is behind the DICOM endpoints of the pipeline, if it has any, or else of its backend or
@@ -253,12 +275,28 @@ class _Assembler:
             raise ConfigError([endpoint.origin.problem("service", message)])
         behind = backend.peer.called_ae_title if isinstance(backend, DicomSCU) else "the archive"
         limit = self.config.max_body_bytes
-        self._add_routes(endpoint, DicomWeb(endpoint, backend, behind=behind, max_body_bytes=limit))
+        self._add_routes(pipeline, endpoint, DicomWeb(endpoint, backend, behind=behind, max_body_bytes=limit))
 
-    def _add_routes(self, endpoint: Endpoint, served: JmixEndpoint | DimseBridge | DicomWeb) -> None:
-        for network in endpoint.networks:
+    def _add_echo(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
+        self._add_routes(pipeline, endpoint, Echo(endpoint, max_body_bytes=self.config.max_body_bytes))
+
+    def _upstream(self, configured: config.Backend) -> HttpUpstream:
+        """One for all who name the same table: its limits are about what the upstream gets from all of them."""
+        if configured.name not in self._upstreams:
             try:
-                served.add_routes(self.assembly.routers.setdefault(network, Router()))
+                upstream = HttpUpstream(configured)
+            except (ValueError, OSError) as error:
+                raise ConfigError([configured.origin.problem("", str(error))]) from error
+            self._upstreams[configured.name] = upstream
+            self.assembly.upstreams.append(upstream)
+        return self._upstreams[configured.name]
+
+    def _add_routes(self, pipeline: Pipeline, endpoint: Endpoint, served: _Served) -> None:
+        middleware = http_middleware(pipeline, endpoint)
+        for network in endpoint.networks:
+            router = self.assembly.routers.setdefault(network, Router())
+            try:
+                served.add_routes(GuardedRouter(router, middleware))
             except RouteConflict as error:
                 raise ConfigError([endpoint.origin.problem("options.path_prefix", str(error))]) from error
 

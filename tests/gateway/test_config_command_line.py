@@ -138,24 +138,28 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
     assert found == [
         "[network.n] http.force_https is true, which is not available in this version",
         "[pipelines.p] backends lists 2 names; more than one backend is not available in this version",
-        '[endpoints.e] service is "echo", which is not available in this version',
+        '[pipelines.p] backends lists "b", which an echo endpoint never asks, must be []',
         '[endpoints.e] authentication is "a"; it is not available in this version for endpoints',
-        '[backends.b] service is "http", which is not available in this version',
         '[authentications.a] method is "mutual_tls", which is not available in this version',
         '[middleware.policies] type is "policies", which is not available in this version',
         '[middleware.t] type is "transform", which is not available in this version',
     ]
     assert main(["-c", str(path), "--check"]) == 2
     assert capsys.readouterr().err.startswith(
-        f"8 errors in the configuration:\n  {path}: [network.n] http.force_https: "
+        f"7 errors in the configuration:\n  {path}: [network.n] http.force_https: "
     )
 
 
 @pytest.mark.parametrize(
     ("endpoint", "middleware", "backend", "message"),
     [
-        ("http", "", "", 'backends is []; an http endpoint without a "dicom_scu" backend'),
-        ("http", "", "storage", 'backends lists "b"; an http endpoint with another backend than "dicom_scu"'),
+        ("http", "", "", "backends is []; an http endpoint without a backend"),
+        ("http", "", "storage", 'backends lists "b"; an http endpoint in front of storage'),
+        ("http", '"path_filter"', "echo", None),
+        ("echo", "", "echo", None),
+        ("echo", "", "", None),
+        ("echo", "", "storage", 'backends lists "b", which an echo endpoint never asks, must be []'),
+        ("jmix", "", "echo", 'backends lists "b"; forwarding the requests of a jmix endpoint to echo'),
         (
             "http",
             '"jmix_builder"',
@@ -189,6 +193,26 @@ def test_what_does_not_go_together(tmp_path, endpoint, middleware, backend, mess
     found = [f"{each.key} {each.message}" for each in unsupported(load(path, env={}))]
     assert len(found) == (message is not None)
     assert all(each.startswith(message) for each in found)
+
+
+def test_dicom_is_not_forwarded_over_http(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("""
+        [proxy]
+        id = "x"
+        [network.n.dicom]
+        [pipelines.p]
+        networks = ["n"]
+        endpoints = ["e"]
+        backends = ["b"]
+        [endpoints.e]
+        service = "dicom_scp"
+        [backends.b]
+        service = "http"
+        connection.host = "h"
+    """)
+    (found,) = unsupported(load(path, env={}))
+    assert found.message.startswith('lists "b"; handing what a dicom_scp endpoint receives to http')
 
 
 @pytest.mark.parametrize(

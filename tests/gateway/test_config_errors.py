@@ -446,7 +446,7 @@ CASES = [
         (
             "pipelines.p",
             "middleware",
-            'lists "m" (basic_auth), which needs HTTP headers; '
+            'lists "m" (basic_auth), which needs HTTP requests; '
             'the DICOM endpoint "e" has none and would refuse everything',
         ),
     ),

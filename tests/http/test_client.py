@@ -1,8 +1,8 @@
 """harmony.http.client against our own server, and against upstreams played by hand that behave badly."""
 
 import asyncio
-import json
 import base64
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
