@@ -6,8 +6,10 @@ body of a request, so that a part of any size can be passed on as it comes:
     async for part in read_parts(request.body, multipart_boundary(content_type)):
         async for piece in part: ...
 
-Lines end in CRLF; space behind a boundary, a preamble and an epilogue are permitted and dropped. What does not keep to
-the syntax, or ends before the closing boundary, is a MultipartError: where a part ends decides what is stored.
+Lines end in CRLF, or all of them in LF, which the first boundary shows; some clients know no better. Space behind a
+boundary, a preamble and an epilogue are permitted and dropped. What does not keep to the syntax, or ends within a part,
+is a MultipartError: where a part ends decides what is stored. That the last boundary is a closing one is not asked for:
+that the body is complete, HTTP has made sure of.
 
 Not here: transfer encodings (HTTP has none, RFC 9110 §8.4) and nested multiparts, which are a part like any other.
 """
@@ -92,8 +94,10 @@ class MultipartParser:
     """The syntax of one multipart body. `feed` it what comes, then `finish`."""
 
     def __init__(self, boundary: bytes) -> None:
-        self._delimiter = b"\r\n--" + boundary
-        self._buffer = b"\r\n"  # a body may begin with its first boundary
+        self._boundary = b"--" + boundary
+        self._line_end = b""  # not known yet
+        self._delimiter = b"\n" + self._boundary  # what precedes the first one is dropped anyway
+        self._buffer = b"\n"  # a body may begin with its first boundary
         self._state = _State.PREAMBLE
         self._parts = 0
 
@@ -128,15 +132,19 @@ class MultipartParser:
                     if self._delimiter.startswith(self._buffer):
                         return
                     if not self._buffer.startswith(self._delimiter):
-                        self._buffer = self._buffer[2:]
+                        self._buffer = self._buffer[len(self._line_end) :]
                     self._state = _State.CONTENT
                 case _State.EPILOGUE:
                     self._buffer = b""
                     return
 
     def finish(self) -> None:
-        """The body has ended. Raises MultipartError unless its closing boundary has come."""
+        """The body has ended. Raises MultipartError unless a boundary has ended its last part."""
         if self._state is _State.EPILOGUE:
+            return
+        if self._parts and self._state is _State.BOUNDARY and not self._buffer.strip(b" \t\r-"):
+            return
+        if self._parts and self._state is _State.HEADERS and self._buffer == self._line_end:
             return
         if self._state is _State.PREAMBLE:
             raise MultipartError("does not contain the boundary that Content-Type names")
@@ -150,9 +158,9 @@ class MultipartParser:
             self._buffer = buffer[at + len(delimiter) :]
             return buffer[:at], True
         # The last bytes may be the beginning of one.
-        at = buffer.find(b"\r", max(0, len(buffer) - len(delimiter) + 1))
+        at = buffer.find(delimiter[:1], max(0, len(buffer) - len(delimiter) + 1))
         while at >= 0 and not delimiter.startswith(buffer[at:]):
-            at = buffer.find(b"\r", at + 1)
+            at = buffer.find(delimiter[:1], at + 1)
         if at < 0:
             self._buffer = b""
             return buffer, False
@@ -168,10 +176,13 @@ class MultipartParser:
             self._state = _State.EPILOGUE
             return True
         padding = len(buffer) - len(buffer.lstrip(b" \t"))
-        line_end = buffer[padding : padding + 2]
-        if padding > MAXIMUM_PADDING_BYTES or not b"\r\n".startswith(line_end):
+        if padding < len(buffer) and not self._line_end:
+            self._line_end = b"\n" if buffer[padding : padding + 1] == b"\n" else b"\r\n"
+            self._delimiter = self._line_end + self._boundary
+        line_end = buffer[padding : padding + len(self._line_end)]
+        if padding > MAXIMUM_PADDING_BYTES or not self._line_end.startswith(line_end):
             raise MultipartError("a boundary is followed by something else than the end of its line")
-        if line_end != b"\r\n":
+        if not line_end or line_end != self._line_end:
             return False
         self._buffer = buffer[
             padding:
@@ -180,25 +191,25 @@ class MultipartParser:
         return True
 
     def _headers(self) -> Headers | None:
-        """Take the headers of a part, and not the CRLF of the empty line; None when they are not complete."""
-        end = self._buffer.find(b"\r\n\r\n")
-        size = end if end >= 0 else len(self._buffer) - 3
+        """Take the headers of a part, and not the end of the empty line; None when they are not complete."""
+        line_end = self._line_end
+        end = self._buffer.find(2 * line_end)
+        size = end if end >= 0 else len(self._buffer) - 2 * len(line_end) + 1
         if size > MAXIMUM_PART_HEADER_BYTES:
             raise MultipartError(
                 f"headers of part {self._parts + 1} exceed {MAXIMUM_PART_HEADER_BYTES} bytes"
             )
         if end < 0:
             return None
-        head, self._buffer = self._buffer[2:end], self._buffer[end + 2 :]
-        return _parse_headers(head, self._parts + 1)
+        head, self._buffer = self._buffer[len(line_end) : end], self._buffer[end + len(line_end) :]
+        return _parse_headers(head, line_end.decode(), self._parts + 1)
 
 
-def _parse_headers(head: bytes, number: int) -> Headers:
-    text = (
-        head.decode("latin-1").replace("\r\n ", " ").replace("\r\n\t", " ")
-    )  # folded lines (RFC 5322 §2.2.3)
+def _parse_headers(head: bytes, line_end: str, number: int) -> Headers:
+    text = head.decode("latin-1")
+    text = text.replace(line_end + " ", " ").replace(line_end + "\t", " ")  # folded lines (RFC 5322 §2.2.3)
     fields = []
-    for line in text.split("\r\n") if text else ():
+    for line in text.split(line_end) if text else ():
         name, colon, value = line.partition(":")
         if not colon:
             raise MultipartError(f"a header line of part {number} has no colon")

@@ -83,6 +83,14 @@ def test_headers_and_content_of_each_part() -> None:
         (b"--b\r\n\r\nx--b\r\n-\r\n--\r\n--a\n--b\r--b\r\n--b--", [b"x--b\r\n-\r\n--\r\n--a\n--b\r--b"]),
         (b"--b--", []),
         (b"preamble\r\n--b--", []),
+        # Lines that end in LF.
+        (b"--b\n\nx\n--b--", [b"x"]),
+        (b"preamble\n--b \nA: 1\nB: 2;\n c\n\nx\r\n--b\n\n\n--b--\n", [b"x\r", b""]),
+        (b"--b\n\nx\n\n--b--", [b"x\n"]),
+        # Behind the last part is a boundary that does not close.
+        (b"--b\r\n\r\nx\r\n--b", [b"x"]),
+        (b"--b\r\n\r\nx\r\n--b-", [b"x"]),
+        (b"--b\r\n\r\nx\r\n--b \r\n", [b"x"]),
     ],
 )
 def test_where_parts_begin_and_end(body: bytes, expected: list[bytes]) -> None:
@@ -104,10 +112,13 @@ def test_folded_header_lines_are_one() -> None:
         (b"--b-", "ended before its closing boundary, in part 1"),
         (b"--b\r\nA: 1\r\n", "ended before its closing boundary, in part 1"),
         (b"--b\r\n\r\nx", "ended before its closing boundary, in part 1"),
-        (b"--b\r\n\r\nx\r\n--b", "ended before its closing boundary, in part 1"),
+        (b"--b\r\n\r\nx\r\n--", "ended before its closing boundary, in part 1"),
+        (b"--b\r\n\r\nx\r\n--b\r\nA: 1", "ended before its closing boundary, in part 1"),
         (b"--b\r\n\r\nx\r\n--b\r\n\r\ny\r\n", "ended before its closing boundary, in part 2"),
         (b"--bx\r\n\r\n", "a boundary is followed by something else than the end of its line"),
-        (b"--b\n\nx\n--b--", "a boundary is followed by something else than the end of its line"),
+        (b"--b\n\nx\n--b\r\n", "a boundary is followed by something else than the end of its line"),
+        (b"--b\r\n\r\nx\r\n--b\n", "a boundary is followed by something else than the end of its line"),
+        (b"--b\r\nA: 1\n\nx", "ended before its closing boundary, in part 1"),
         (b"--b\r\nno colon\r\n\r\n", "a header line of part 1 has no colon"),
         (b"--b\r\nA\0: 1\r\n\r\n", "a header of part 1 has characters that none may have"),
         (b"--b\r\nA: \x01\r\n\r\n", "a header of part 1 has characters that none may have"),
