@@ -286,6 +286,13 @@ async def test_how_clients_spell_it(service: Service, content_type: str, head: s
     assert (await service.post(multipart((head, file())), content_type))[0] == 200
 
 
+async def test_lines_that_end_in_lf_and_no_closing_boundary(service: Service) -> None:
+    body = b"--b\nContent-Type: application/dicom\n\n" + file() + b"\n--b\n\n" + file(number=2) + b"\n--b\n"
+    assert (await service.post(body))[0] == 200
+    assert await service.found() == ["1.1.1.1", "1.1.1.2"]
+    assert stored(service).PixelData == b"\1\2\3\4"
+
+
 async def test_the_data_set_is_right_about_what_it_is(service: Service) -> None:
     other = encode_file_meta(
         transfer_syntax_uid=EXPLICIT, media_storage_sop_class_uid=CT, media_storage_sop_instance_uid="9.9"
@@ -513,20 +520,72 @@ async def test_a_pacs_that_is_lost_in_between() -> None:
     assert answer["00081198"] == sequence(reference(2) | failure(0xA700), reference(3) | failure(0xA700))
 
 
+async def test_a_client_that_leaves_leaves_nothing(service: Service) -> None:
+    _, writer = await asyncio.open_connection(*service.server.addresses[0])
+    head = f"POST /studies HTTP/1.1\r\nHost: h\r\nContent-Type: {FILES}\r\nContent-Length: 100000000\r\n\r\n"
+    writer.write(head.encode() + multipart(file(pixels=bytes(MEBIBYTE)))[:-100])
+    assert isinstance(service.backend, LocalArchive)
+    root = Path(service.backend.files.folder.root)
+
+    def objects() -> list[Path]:
+        return [path for path in root.rglob("*") if path.is_file() and ".index" not in path.parts]
+
+    async with asyncio.timeout(PATIENCE_S):
+        while not objects():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        writer.transport.abort()
+        while objects():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert await service.found() == []
+
+
+class Counted:
+    """A sink that counts bytes."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+    def write(self, fragment: memoryview) -> None:
+        self.size_bytes += len(fragment)
+
+    def finish(self) -> Outcome:
+        return Outcome(0)
+
+    def abort(self) -> None:
+        pass
+
+
+async def test_a_part_of_any_size_passes_to_a_pacs() -> None:
+    """300 MB, as below; the PACS in this process keeps nothing."""
+    sink, services, size = Counted(), Services(), 300 * MEBIBYTE
+    services.store(lambda request: sink, sop_classes=[CT])
+    async with (
+        serve(services, port=0, ae_title="PACS") as server,
+        scu_of(server.port) as scu,
+        served(scu) as service,
+    ):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        status, _ = await service.post(large(size))
+        assert status == 200
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 * 1024
+    content = file()
+    assert sink.size_bytes == len(content) - read_file_meta(content).data_set_offset - 4 + size
+
+
+async def large(size: int) -> AsyncIterator[bytes]:
+    """A body with one file whose pixel data are the same zeros again and again."""
+    head, tail = multipart(file()).split(b"\1\2\3\4")
+    yield head[:-4] + size.to_bytes(4, "little")
+    for _ in range(size // MEBIBYTE):
+        yield bytes(MEBIBYTE)
+    yield tail
+
+
 async def test_a_part_of_any_size_is_not_held(service: Service) -> None:
     """300 MB, the same zeros again and again, so that only what the service holds counts."""
     size = 300 * MEBIBYTE
-    head, tail = multipart(file()).split(b"\1\2\3\4")
-    head = head[:-4] + size.to_bytes(4, "little")
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield head
-        for _ in range(size // MEBIBYTE):
-            yield bytes(MEBIBYTE)
-        yield tail
-
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    status, _ = await service.post(chunks())
+    status, _ = await service.post(large(size))
     assert status == 200
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 * 1024
     path = Path(service.backend.files.folder.root, "1.1", "1.1.1", "1.1.1.1.dcm")  # type: ignore[attr-defined]
