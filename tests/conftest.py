@@ -5,8 +5,10 @@ it is missing they are skipped and say so; with HARMONY_REQUIRE_PEERS=1, as in C
 Nothing here downloads anything.
 """
 
+import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import sys
@@ -28,6 +30,8 @@ _PEER_PATH = os.pathsep.join(
     ]
     + ["/usr/local/sbin", "/usr/sbin"]  # where Debian puts Orthanc, and not on every user's PATH
 )
+
+FREE_PORTS = range(20000, 32000)
 
 # Shipped to show what broken files look like.
 _BROKEN_SAMPLES = {"badVR.dcm", "rtplan_truncated.dcm"}
@@ -57,14 +61,20 @@ def free_port(free_ports: Callable[[int], list[int]]) -> int:
 
 @pytest.fixture
 def free_ports() -> Callable[[int], list[int]]:
-    """free_ports(n): n different TCP ports on 127.0.0.1 that nobody listens on."""
+    """free_ports(n): n different TCP ports on 127.0.0.1 that nobody listens on.
+
+    They are below those that systems give to outgoing connections, one of which would else take a port between this
+    and the start of the program that it is for.
+    """
 
     def take(count: int) -> list[int]:
-        # All are held until the last is known, so that they differ.
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        ports = [taken.getsockname()[1] for taken in sockets]
-        for taken in sockets:
-            taken.close()
+        ports: list[int] = []
+        for port in random.sample(FREE_PORTS, k=len(FREE_PORTS)):
+            if len(ports) == count:
+                break
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                ports.append(port)
+        assert len(ports) == count
         return ports
 
     return take
