@@ -113,7 +113,8 @@ class ValueStream:
 
     def feed(self, data: Piece) -> Iterator[Piece]:
         """Yield what of it is in the next bytes, perhaps views of `data`. Raises DataSetError and TranscodeError."""
-        yield from self._take(self._elements.feed(data))
+        if not self.is_complete:
+            yield from self._take(self._elements.feed(data))
 
     def finish(self) -> Iterator[Piece]:
         """No more bytes come."""

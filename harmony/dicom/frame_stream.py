@@ -83,10 +83,12 @@ class FrameStream:
     def feed(self, data: Piece) -> Iterator[FrameEvent]:
         """Read the next bytes; to be iterated to the end. Pieces may be views of `data`. Raises FrameError for frames
         that are not there, DataSetError and TranscodeError."""
+        if self.is_complete:
+            return
         for event in self._elements.feed(data):
+            yield from self._event(event)
             if self.is_complete:
                 return
-            yield from self._event(event)
 
     def finish(self) -> Iterator[FrameEvent]:
         """No more bytes will come. Raises FrameError when frames are missing."""
