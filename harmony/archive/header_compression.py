@@ -18,7 +18,7 @@ import zstandard
 
 from harmony.archive.levels import Entity
 
-__all__ = ["HeaderCompressor", "HeaderDamaged", "HeaderDecompressor", "new_dictionary"]
+__all__ = ["HeaderCompressor", "HeaderDamaged", "HeaderDecompressor", "decode_header", "new_dictionary"]
 
 LEVEL = 3
 COMPRESSORS = 64
@@ -87,15 +87,25 @@ class HeaderDecompressor:
     def decompress(self, series: int, content: bytes) -> Entity:
         """Return a header. Raises HeaderDamaged."""
         try:
-            return _decoder.decode(
-                self._recent.get(series).decompress(content, max_output_size=MAXIMUM_HEADER_BYTES)
-            )
-        except (zstandard.ZstdError, msgspec.DecodeError) as error:
+            return decode_header(self.encoded(series, content))
+        except msgspec.DecodeError as error:
+            raise HeaderDamaged(f"a header of series row {series} cannot be decoded") from error
+
+    def encoded(self, series: int, content: bytes) -> bytes:
+        """Return a header as JSON, without white space. Raises HeaderDamaged."""
+        try:
+            return self._recent.get(series).decompress(content, max_output_size=MAXIMUM_HEADER_BYTES)
+        except zstandard.ZstdError as error:
             raise HeaderDamaged(f"a header of series row {series} cannot be decompressed") from error
 
     def forget(self) -> None:
         """Drop what is kept."""
         self._recent.clear()
+
+
+def decode_header(encoded: bytes) -> Entity:
+    """Decode what `HeaderDecompressor.encoded` returned."""
+    return _decoder.decode(encoded)
 
 
 def _dictionary(stored: bytes) -> zstandard.ZstdCompressionDict:

@@ -158,7 +158,10 @@ class Index(Protocol):
         """Return how many instances `instances` would yield."""
 
     def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
-        """Yield instances with the header of each as it is stored, nothing added (WADO-RS metadata)."""
+        """Yield instances with the header of each as it is stored, nothing added."""
+
+    def encoded_headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, bytes]]:
+        """Yield the same headers as JSON without white space: decoding takes many times longer than the rest."""
 
     def counts(self) -> Counts: ...
 

@@ -229,6 +229,9 @@ class ArchiveIndex:
     def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
         return self._current().headers(keys)
 
+    def encoded_headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, bytes]]:
+        return self._current().encoded_headers(keys)
+
     def count(self, keys: UniqueKeys) -> int:
         return self._current().count(keys)
 

@@ -360,6 +360,15 @@ class SQLiteIndex:
             if header is not None:
                 yield instance, header
 
+    def encoded_headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, bytes]]:
+        for instance, series, row in self._instances(keys):
+            with self._reader() as reader:
+                try:
+                    encoded = reader.headers.encoded(series, row[-1])
+                except _SeriesGone:
+                    continue
+            yield instance, encoded
+
     def _instances(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, int, Row]]:
         """Yield what is to be retrieved, with the id of its series and its row of INSTANCE."""
         vanished: list[str] = []

@@ -19,7 +19,7 @@ from harmony.dicom.json_model import Element, Model
 from harmony.dicom.json_values import BULK_VRS, MAXIMUM_INLINE_BYTES
 from harmony.dimse.sop_class import EXPLICIT_VR_LITTLE_ENDIAN
 
-__all__ = ["HeaderStream", "ValueStream", "is_whole", "name_bulk_data"]
+__all__ = ["HeaderStream", "ValueStream", "name_bulk_data"]
 
 MAXIMUM_HEADER_BYTES: Final = 64 * 1024 * 1024
 """Without bulk data. Functional groups of a hundred thousand frames are longer, and nothing else is."""
@@ -137,23 +137,6 @@ class ValueStream:
                 self.is_complete |= self.is_found
             elif self._passing and isinstance(event, bytes | memoryview):
                 yield event
-
-
-def is_whole(model: Model, *, short: bool) -> bool:
-    """Tell whether a header decoded without `complete` shows everything that one with it would.
-
-    short: it takes no more than MAXIMUM_VALUE_BYTES, so that nothing but bulk data can have been left out.
-    """
-    for element in model.values():
-        if len(element) == 1:
-            vr = element["vr"]
-            if vr in BULK_VRS or vr == "UN" or not short:
-                return False
-        elif element["vr"] == "SQ":
-            for item in element["Value"]:
-                if not is_whole(item, short=short):
-                    return False
-    return True
 
 
 def name_bulk_data(model: Model, prefix: str) -> None:

@@ -97,9 +97,12 @@ class Backend(Protocol):
         data of each instance read before the next one is asked for; it is not valid any more then.
         """
 
-    def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
-        """Yield the complete headers of instances. An element whose value is left out, pixel data too, has an empty
-        BulkDataURI (`harmony.dicom.bulk_data`). Raises what `retrieve` raises."""
+    def metadata(self, retrieve: Retrieve, root: str) -> AsyncGenerator[bytes | Unavailable, None]:
+        """Yield the complete headers of instances, each a JSON object; encoded, for an archive has them like that.
+
+        Long values and pixel data are left out for a BulkDataURI below `root`, the URL of a DICOMweb service. Raises
+        what `retrieve` raises.
+        """
 
     async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
         """The file that the first of the instances lies in, and what the index has of its header.

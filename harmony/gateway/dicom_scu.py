@@ -347,9 +347,9 @@ class DicomSCU:
         except NoPresentationContext as error:
             raise self._no_model("C-MOVE", level, error) from error
 
-    async def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
+    async def metadata(self, retrieve: Retrieve, root: str) -> AsyncGenerator[bytes | Unavailable, None]:
         """By retrieving the instances: a C-FIND does not tell the whole header. What follows it is dropped."""
-        async with aclosing(headers_of(await self.retrieve(retrieve))) as headers:
+        async with aclosing(headers_of(await self.retrieve(retrieve), root)) as headers:
             async for header in headers:
                 yield header
 

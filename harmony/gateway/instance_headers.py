@@ -1,22 +1,27 @@
 """The complete headers of instances, for `Backend.metadata`: out of the index, out of files, or while they arrive.
 
-What the index holds is the whole header of most objects. Where something may have been left out of it (bulk data that
-may as well be empty, sequences longer than it takes) the header is read from the file, up to the pixel data.
+What the index holds is the whole header of most objects, as JSON, and goes out without having been decoded. Where
+something may have been left out of it (bulk data that may as well be empty, sequences longer than it takes) the header
+is read from the file, up to the pixel data.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator
+import re
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Final
+from urllib.parse import quote
+
+import msgspec
 
 from harmony.archive.index import StoredInstance
 from harmony.archive.stored_header import MAXIMUM_HEADER_BYTES
-from harmony.dicom.bulk_data import HeaderStream, is_whole
+from harmony.dicom.bulk_data import HeaderStream, name_bulk_data
 from harmony.dicom.data_set_decoder import MAXIMUM_VALUE_BYTES
-from harmony.dicom.json_model import DataSetError, Model, decode_data_set, values_of
+from harmony.dicom.json_model import PIXEL_DATA, DataSetError, Model, decode_data_set, text_of
 from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, TranscodeError
 from harmony.dimse.cancellation import close_iterator
 from harmony.dimse.retrieve_scp import Selection, Unavailable
@@ -24,60 +29,99 @@ from harmony.dimse.scu import Instance
 from harmony.dimse.sop_class import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 from harmony.dimse.source import pieces
 
-__all__ = ["header_in_file", "headers_of"]
+__all__ = ["headers_of", "instance_url", "stored_header"]
 
 logger = logging.getLogger("harmony.gateway")
 
 _PIECE_BYTES: Final = 256 * 1024
+_BEGINNING_BYTES: Final = 1024 * 1024
 _PIXEL_DATA: Final = "7FE00010"
-_ROWS: Final = "00280010"
+
+# In a header as JSON. Quotation marks inside of values are escaped, so these are not.
+_ROWS: Final = b'"00280010":'
+_MAYBE_LEFT_OUT: Final = re.compile(rb'"vr":"(?:O[BDFLVW]|UN)"}').search
+_SEQUENCE_LEFT_OUT: Final = b'"vr":"SQ"}'
+_BITS_ALLOCATED: Final = re.compile(rb'"00280100":{"vr":"US","Value":\[([0-9]{1,5})').search
+_CHARACTER_SET: Final = re.compile(rb'"00080005":{[^{}]*},').sub
+"""What is stored is not true of JSON, which is UTF-8 (PS3.18 §F.2.1)."""
 
 
-async def headers_of(selection: Selection) -> AsyncGenerator[Model | Unavailable, None]:
+def instance_url(root: str, uids: Sequence[str]) -> str:
+    """uids: of study, series and instance."""
+    study, series, instance = (quote(uid, safe="") for uid in uids)
+    return f"{root}/studies/{study}/series/{series}/instances/{instance}"
+
+
+async def headers_of(selection: Selection, root: str) -> AsyncGenerator[bytes | Unavailable, None]:
     """The headers of what a retrieve brings. What follows a header is not waited for; one that cannot be read counts as
     not to be had."""
     try:
         async for instance in selection.instances:
-            yield instance if isinstance(instance, Unavailable) else await _read(instance)
+            yield instance if isinstance(instance, Unavailable) else await _read(instance, root)
     finally:
         await close_iterator(selection.instances)
 
 
-async def _read(instance: Instance) -> Model | Unavailable:
+async def _read(instance: Instance, root: str) -> bytes | Unavailable:
     try:
         header = HeaderStream(instance.transfer_syntax_uid)
         async with aclosing(pieces(instance.data)) as fragments:
             async for fragment in fragments:
                 if header.feed(fragment):
                     break
-        return header.finish()
+        model = header.finish()
+        uids = [text_of(model, tag) for tag in (0x0020000D, 0x0020000E)]
+        return _encoded(model, instance_url(root, (*uids, instance.sop_instance_uid)))
     except (DataSetError, TranscodeError) as error:
         return _unreadable(instance.sop_instance_uid, error)
 
 
-def header_in_file(stored: StoredInstance, header: Model) -> Model | Unavailable:
-    """The complete header of a stored instance. header: what the index has of it; is used and changed. Blocking."""
-    has_pixel_data = stored.pixel_data_offset is not None
+def stored_header(stored: StoredInstance, encoded: bytes, root: str) -> bytes | Unavailable:
+    """The complete header of a stored instance. encoded: what the index has of it, as JSON. Blocking."""
+    url = instance_url(root, (stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid))
     size = (stored.pixel_data_offset or stored.size_bytes) - stored.data_set_offset
-    deflated = stored.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
     try:
-        if deflated or (
-            not has_pixel_data and _ROWS in header
-        ):  # it has not been looked for, or not been found
-            return _streamed(stored)
-        if not is_whole(header, short=size <= MAXIMUM_VALUE_BYTES):
-            if size > MAXIMUM_HEADER_BYTES:
-                return _streamed(stored)
+        if stored.pixel_data_offset is None and _ROWS in encoded:  # not looked for, or not found
+            return _encoded(_beginning(stored) or _streamed(stored), url)
+        if _MAYBE_LEFT_OUT(encoded) or (size > MAXIMUM_VALUE_BYTES and _SEQUENCE_LEFT_OUT in encoded):
+            if (
+                size > MAXIMUM_HEADER_BYTES
+                or stored.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+            ):
+                return _encoded(_streamed(stored), url)
             data = b"".join(_content(stored, size))
-            header = decode_data_set(data, stored.transfer_syntax_uid, complete=True)
+            model = decode_data_set(data, stored.transfer_syntax_uid, complete=True)
+            name_bulk_data(model, f"{url}/bulkdata/")
+            encoded = msgspec.json.encode(model)
     except (OSError, DataSetError, TranscodeError) as error:
         return _unreadable(stored.sop_instance_uid, error)
-    if has_pixel_data:
-        encapsulated = stored.transfer_syntax_uid not in NATIVE_TRANSFER_SYNTAXES
-        bits = values_of(header, 0x00280100)
-        vr = "OB" if encapsulated or (bits and bits[0] in range(1, 9)) else "OW"
-        header[_PIXEL_DATA] = {"vr": vr, "BulkDataURI": ""}
-    return header
+    if stored.pixel_data_offset is not None:
+        bits = _BITS_ALLOCATED(encoded)
+        few = bits is not None and int(bits[1]) <= 8
+        vr = "OB" if few or stored.transfer_syntax_uid not in NATIVE_TRANSFER_SYNTAXES else "OW"
+        encoded = (
+            encoded[:-1]
+            + f',"{_PIXEL_DATA}":{{"vr":"{vr}","BulkDataURI":"{url}/bulkdata/{_PIXEL_DATA}"}}}}'.encode()
+        )
+    return _CHARACTER_SET(b"", encoded)
+
+
+def _beginning(stored: StoredInstance) -> Model | None:
+    """A header that ends with pixel data within the first megabyte, behind which something follows."""
+    if stored.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+        return None
+    size = min(stored.size_bytes - stored.data_set_offset, _BEGINNING_BYTES)
+    data = b"".join(_content(stored, size))
+    model = decode_data_set(data, stored.transfer_syntax_uid, stop_before=PIXEL_DATA + 1, complete=True)
+    if _PIXEL_DATA not in model:
+        return None
+    model[_PIXEL_DATA] = {"vr": model[_PIXEL_DATA]["vr"], "BulkDataURI": ""}
+    return model
+
+
+def _encoded(model: Model, url: str) -> bytes:
+    name_bulk_data(model, f"{url}/bulkdata/")
+    return _CHARACTER_SET(b"", msgspec.json.encode(model))
 
 
 def _streamed(stored: StoredInstance) -> Model:

@@ -188,8 +188,8 @@ class JmixBuilder:
     async def retrieve(self, retrieve: Retrieve) -> Selection:
         return await self._archive.retrieve(retrieve)
 
-    def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
-        return self._archive.metadata(retrieve)
+    def metadata(self, retrieve: Retrieve, root: str) -> AsyncGenerator[bytes | Unavailable, None]:
+        return self._archive.metadata(retrieve, root)
 
     async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
         return await self._archive.locate(retrieve)

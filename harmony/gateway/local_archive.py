@@ -30,7 +30,7 @@ from harmony.dimse.sink import Sink, feed
 from harmony.dimse.source import FileSource
 from harmony.dimse.status import Outcome
 from harmony.gateway.backend import Query, Retrieve
-from harmony.gateway.instance_headers import header_in_file
+from harmony.gateway.instance_headers import stored_header
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
@@ -166,10 +166,10 @@ class LocalArchive:
             contexts=pairs,
         )
 
-    async def metadata(self, retrieve: Retrieve) -> AsyncGenerator[Model | Unavailable, None]:
+    async def metadata(self, retrieve: Retrieve, root: str) -> AsyncGenerator[bytes | Unavailable, None]:
         index = self._index()
         answers = stream(
-            lambda: (header_in_file(stored, header) for stored, header in index.headers(retrieve.keys))
+            lambda: (stored_header(*each, root) for each in index.encoded_headers(retrieve.keys))
         )
         try:
             async for header in answers:

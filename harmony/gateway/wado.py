@@ -23,16 +23,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
-
-import msgspec
 
 from harmony.archive.index import StoredInstance, UniqueKeys
 from harmony.archive.levels import Level
-from harmony.dicom.bulk_data import name_bulk_data
 from harmony.dicom.element_stream import parse_path
 from harmony.dicom.frames import FrameError, frame_numbers
-from harmony.dicom.json_model import DataSetError, Model, text_of
+from harmony.dicom.json_model import DataSetError
 from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, TranscodeError
 from harmony.dicom.uid import is_valid_uid
 from harmony.dimse.cancellation import close_iterator
@@ -52,6 +48,7 @@ from harmony.gateway.instance_files import (
     file_size,
     syntax_for,
 )
+from harmony.gateway.instance_headers import instance_url
 from harmony.gateway.pixel_parts import (
     ArrivingPixelData,
     ArrivingValue,
@@ -103,7 +100,6 @@ _SINGLE_DICOM_OFFER: Final = Offer(DICOM, _SINGLE, transfer_syntaxes=True)
 _METADATA_OFFERS: Final = (Offer(METADATA, "", also=("application/json",)),)
 
 PIXEL_DATA: Final = (0x7FE00010,)
-_SPECIFIC_CHARACTER_SET: Final = "00080005"  # what is stored is not true of JSON, which is UTF-8
 
 
 class Wado:
@@ -129,7 +125,7 @@ class Wado:
     async def metadata(self, request: Request, uids: Sequence[str], root: str) -> Response:
         """The headers of instances, in an array. With an ETag for one instance."""
         negotiate(request, _METADATA_OFFERS)
-        body = _Metadata(self._backend.metadata(_retrieve(uids)), uids, root)
+        body = _Metadata(self._backend.metadata(_retrieve(uids), root))
         try:
             await body.begin()
             headers = {"Content-Type": METADATA} | _VARY
@@ -157,7 +153,7 @@ class Wado:
                 await _begin(pixels)
         except BACKEND_ERRORS as error:
             raise backend_failure(error, self._name) from error
-        return await _pixel_response(request, pixels, f"{_instance_url(root, uids)}/frames/", by_number=True)
+        return await _pixel_response(request, pixels, f"{instance_url(root, uids)}/frames/", by_number=True)
 
     async def bulkdata(self, request: Request, uids: Sequence[str], path: str, root: str) -> Response:
         """path: as the metadata have it in a BulkDataURI, behind `bulkdata/`."""
@@ -177,7 +173,7 @@ class Wado:
         except BACKEND_ERRORS as error:
             raise backend_failure(error, self._name) from error
         return await _pixel_response(
-            request, pixels, f"{_instance_url(root, uids)}/bulkdata/{path}", by_number=False
+            request, pixels, f"{instance_url(root, uids)}/bulkdata/{path}", by_number=False
         )
 
     async def _stored_pixels(self, retrieve: Retrieve, numbers: Sequence[int] | None) -> PixelData | None:
@@ -260,11 +256,6 @@ def _retrieve(uids: Sequence[str]) -> Retrieve:
     return Retrieve((Level.STUDY, Level.SERIES, Level.IMAGE)[len(uids) - 1], keys)
 
 
-def _instance_url(root: str, uids: Sequence[str]) -> str:
-    study, series, instance = (quote(uid, safe="") for uid in uids)
-    return f"{root}/studies/{study}/series/{series}/instances/{instance}"
-
-
 # Instances
 
 
@@ -296,15 +287,11 @@ async def _only_file(
 class _Metadata:
     """Headers as one JSON array (PS3.18 §F.2.1), each as it comes."""
 
-    def __init__(
-        self, headers: AsyncGenerator[Model | Unavailable, None], uids: Sequence[str], root: str
-    ) -> None:
+    def __init__(self, headers: AsyncGenerator[bytes | Unavailable, None]) -> None:
         self.status = 0
         """Known after `begin`."""
         self._headers = headers
-        self._uids = uids
-        self._root = root
-        self._first: Model | None = None
+        self._first: bytes | None = None
         self._missing = 0
         self._sent = 0
         self._over = False
@@ -329,15 +316,16 @@ class _Metadata:
         if self._over:
             raise StopAsyncIteration
         chunk = bytearray()
-        model, self._first = self._first, None
+        header, self._first = self._first, None
         while True:
-            if model is None:
-                model = await self._next()
-            if model is None:
+            if header is None:
+                header = await self._next()
+            if header is None:
                 break
-            chunk += (b"," if self._sent else b"[") + self._encoded(model)
+            chunk += b"," if self._sent else b"["
+            chunk += header
             self._sent += 1
-            model = None
+            header = None
             if len(chunk) >= _JSON_CHUNK_BYTES or self._sent == 1:
                 return bytes(chunk)
         if self._missing and self.status == 200:
@@ -347,19 +335,12 @@ class _Metadata:
         self._over = True
         return bytes(chunk) + b"]"
 
-    async def _next(self) -> Model | None:
+    async def _next(self) -> bytes | None:
         async for header in self._headers:
             if not isinstance(header, Unavailable):
                 return header
             self._missing += 1
         return None
-
-    def _encoded(self, model: Model) -> bytes:
-        names = zip((0x0020000D, 0x0020000E, 0x00080018), (*self._uids, "", ""), strict=False)
-        uids = [text_of(model, tag) or uid for tag, uid in names]
-        name_bulk_data(model, f"{_instance_url(self._root, uids)}/bulkdata/")
-        model.pop(_SPECIFIC_CHARACTER_SET, None)
-        return msgspec.json.encode(model)
 
     async def aclose(self) -> None:
         await self._headers.aclose()

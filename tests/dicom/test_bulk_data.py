@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmony.dicom.bulk_data import HeaderStream, ValueStream, is_whole, name_bulk_data
+from harmony.dicom.bulk_data import HeaderStream, ValueStream, name_bulk_data
 from harmony.dicom.data_set_decoder import DataSetError, decode_data_set
 from harmony.dicom.element_stream import format_path, parse_path
 from harmony.dicom.transcode import TranscodeError
@@ -129,13 +129,6 @@ def test_fragments_without_their_table() -> None:
     data = b"\xe0\x7f\x10\x00OB\0\0" + UNDEFINED
     data += ITEM + b"\4\0\0\0\0\0\0\0" + ITEM + b"\2\0\0\0on" + ITEM + b"\2\0\0\0e!" + SEQUENCE_END
     assert value(data, "7FE00010", JPEG) == b"one!"
-
-
-def test_what_the_index_has_is_whole_when_nothing_can_be_missing() -> None:
-    assert is_whole({"00100020": {"vr": "LO", "Value": ["A"]}, "00081140": {"vr": "SQ"}}, short=True)
-    assert not is_whole({"00081140": {"vr": "SQ"}}, short=False)
-    assert not is_whole({"00081140": {"vr": "SQ", "Value": [{"00091001": {"vr": "UN"}}]}}, short=True)
-    assert not is_whole({"00420011": {"vr": "OB"}}, short=True)
 
 
 @pytest.mark.parametrize(
