@@ -52,8 +52,11 @@ DICOM: Final = "application/dicom"
 _NOT_ON_THE_WEB: Final = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)
 
 
-class IncompleteRetrieve(Exception):
+class IncompleteRetrieve(HTTPError):
     """Some instances are not in a body that has been begun as if it were to be complete."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(502, message)
 
 
 def syntax_for(stored: str, wanted: TransferSyntaxes) -> str | None:

@@ -510,10 +510,6 @@ class Scripted:
             self.closed.set()
 
 
-class Dies(Exception):
-    """Of the scripted archive."""
-
-
 async def test_the_first_part_goes_out_before_the_last_instance_comes(archive: LocalArchive) -> None:
     await archive.store_instance(image(1))
     await archive.store_instance(image(2))
@@ -529,16 +525,29 @@ async def test_the_first_part_goes_out_before_the_last_instance_comes(archive: L
     assert image(2).data in rest
 
 
-@pytest.mark.parametrize("accept", [DICOM_AS_STORED, "application/zip"])
-async def test_a_pacs_that_dies_midway_breaks_the_body_off(
-    archive: LocalArchive, accept: str, caplog
+@pytest.mark.parametrize("what", ["multipart", "zip", "metadata"])
+@pytest.mark.parametrize("how", ["missing", "aborted"])
+async def test_a_pacs_that_fails_midway_breaks_the_body_off(
+    archive: LocalArchive, what: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        data = image(2).data
+        assert isinstance(data, bytes)
+        yield data[:100]
+        raise OSError("as it was told")
+
     await archive.store_instance(image(1))
     await archive.store_instance(image(2))
-    scripted = Scripted(archive, [image(1), Unavailable(f"{SERIES}.2")])
+    second = (
+        Unavailable(f"{SERIES}.2") if how == "missing" else Instance(CT, f"{SERIES}.2", EXPLICIT, broken())
+    )
+    scripted = Scripted(archive, [image(1), second])
+    path = path_of(STUDY) + ("/metadata" if what == "metadata" else "")
+    accept = {"multipart": DICOM_AS_STORED, "zip": "application/zip"}.get(what)
     async with behind(scripted, archive) as site:
         with pytest.raises(UpstreamError):
-            await site.get(path_of(STUDY), accept)
+            await site.get(path, accept)
+    assert open_files(".dcm") == []
     caplog.clear()
 
 
