@@ -41,6 +41,11 @@ class HeaderStream:
         self._keeping = False
         self._over = False
 
+    @property
+    def size_bytes(self) -> int:
+        """Of what has been kept of it."""
+        return len(self._header)
+
     def feed(self, data: Piece) -> bool:
         """Read the next bytes; True when no more are needed. Raises DataSetError and TranscodeError."""
         if not self._over:

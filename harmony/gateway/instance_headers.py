@@ -7,6 +7,7 @@ is read from the file, up to the pixel data.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -34,6 +35,8 @@ __all__ = ["headers_of", "instance_url", "stored_header"]
 logger = logging.getLogger("harmony.gateway")
 
 _PIECE_BYTES: Final = 256 * 1024
+_LONG_HEADER_BYTES: Final = 64 * 1024
+"""Decoding a longer one takes milliseconds, which others should not wait for."""
 _BEGINNING_BYTES: Final = 1024 * 1024
 _PIXEL_DATA: Final = "7FE00010"
 
@@ -69,7 +72,9 @@ async def _read(instance: Instance, root: str) -> bytes | Unavailable:
             async for fragment in fragments:
                 if header.feed(fragment):
                     break
-        model = header.finish()
+                await asyncio.sleep(0)  # a long header takes its time
+        long = header.size_bytes > _LONG_HEADER_BYTES
+        model = await asyncio.to_thread(header.finish) if long else header.finish()
         uids = [text_of(model, tag) for tag in (0x0020000D, 0x0020000E)]
         return _encoded(model, instance_url(root, (*uids, instance.sop_instance_uid)))
     except (DataSetError, TranscodeError) as error:

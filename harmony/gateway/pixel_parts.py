@@ -194,6 +194,7 @@ class ArrivingPixelData(_Arriving):
                 yield event
             if self._frames.is_complete:
                 return
+            await asyncio.sleep(0)  # what is passed over takes its time, too
         for event in self._frames.finish():
             yield event
 
@@ -244,6 +245,7 @@ class ArrivingValue(_Arriving):
                 yield part
             if self._value.is_complete:
                 return
+            await asyncio.sleep(0)
         for part in self._value.finish():
             yield part
 
