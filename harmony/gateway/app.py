@@ -177,7 +177,7 @@ class Gateway:
             shown = "127.0.0.1" if address.host in ("0.0.0.0", "::") else address.host
             for prefix, service, behind in sorted(self._prefixes(network)):
                 url = f"{scheme}://{shown}:{address.port}{prefix.rstrip('/')}"
-                lines.append(f"  {service.upper():5}  {url}")
+                lines.append(f"  {_LABELS.get(service, service.upper()):5}  {url}")
                 try_it = "{url}" if behind in ("http", "echo") else _CURL.get(service)
                 if try_it is not None:
                     lines.append(f"         try: curl {try_it.format(url=url)}")
@@ -204,6 +204,7 @@ class Gateway:
         }
 
 
+_LABELS = {"dicomweb": "WEB"}
 _CURL = {
     "echo": "{url}",
     "http": "-X POST {url}/echo",

@@ -5,8 +5,9 @@ Text, not structs: it takes the same way through the loader as a file, and `--pr
 
 DEFAULT_CONFIG = """\
 # Harmony's embedded default: receives DICOM on 127.0.0.1:11112 as HARMONY, keeps what it receives under
-# ./harmony-data, answers queries and retrieves, packs each study into a JMIX envelope and serves the envelopes on
-# http://127.0.0.1:8042/jmix. Health, metrics and what runs: http://127.0.0.1:8042/health, /metrics and /admin/info.
+# ./harmony-data, answers queries and retrieves, also over DICOMweb on http://127.0.0.1:8042/dicom-web, packs each study
+# into a JMIX envelope and serves the envelopes on http://127.0.0.1:8042/jmix. Health, metrics and what runs:
+# http://127.0.0.1:8042/health, /metrics and /admin/info.
 
 [proxy]
 id = "harmony"
@@ -41,6 +42,19 @@ service = "dicom_scp"
 
 [endpoints.dicom.options]
 local_aet = "HARMONY"
+
+[pipelines.web]
+description = "The same objects over DICOMweb"
+networks = ["default"]
+endpoints = ["web"]
+middleware = []
+backends = []
+
+[endpoints.web]
+service = "dicomweb"
+
+[endpoints.web.options]
+path_prefix = "/dicom-web"
 
 [pipelines.envelopes]
 description = "Serve the JMIX envelopes"

@@ -26,12 +26,13 @@ log       info, to standard error
 
 listeners
   network  protocol  address          serves
-  default  http      127.0.0.1:8042   /jmix, /admin
+  default  http      127.0.0.1:8042   /dicom-web, /jmix, /admin
   default  dicom     127.0.0.1:11112  AE title HARMONY
 
 pipelines
   name       endpoint -> middleware -> backend
   receive    dicom (dicom_scp HARMONY) -> jmix_builder -> local store
+  web        web (dicomweb /dicom-web) -> - -> local store
   envelopes  jmix (jmix /jmix) -> - -> local store
 
 The configuration is good.
@@ -57,8 +58,8 @@ def test_errors_go_to_stderr_with_status_2(tmp_path, capsys):
     assert out == ""
     assert err == (
         "1 error in the configuration:\n"
-        f"  {path}:21: [network.default.dicom] bind_port: is 111120, must be an integer from 1 to 65535\n"
-        f'  warning: {path}:6: [proxy] idd: is not a known key, ignored; did you mean "id"?\n'
+        f"  {path}:22: [network.default.dicom] bind_port: is 111120, must be an integer from 1 to 65535\n"
+        f'  warning: {path}:7: [proxy] idd: is not a known key, ignored; did you mean "id"?\n'
     )
 
 
@@ -66,7 +67,7 @@ def test_warnings_are_part_of_the_check(tmp_path, capsys):
     path = tmp_path / "config.toml"
     path.write_text(DEFAULT_CONFIG.replace("[proxy]", "[proxy]\nnmae = 1"))
     assert main(["-c", str(path), "--check"]) == 0
-    assert f'warnings\n  {path}:6: [proxy] nmae: is not a known key, ignored; did you mean "name"?\n' in (
+    assert f'warnings\n  {path}:7: [proxy] nmae: is not a known key, ignored; did you mean "name"?\n' in (
         capsys.readouterr().out
     )
 
