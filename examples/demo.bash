@@ -234,16 +234,20 @@ run_in() {
     cd "$root"
 }
 
-# http STATUS CURL_ARGUMENT...: the answer must have that status; it is in $work/last-output then
+# http STATUS CURL_ARGUMENT...: the answer must have that status; it is in $work/last-output then, its headers in
+# $work/last-headers
 http() {
     local expected=$1 status
     shift
     say "\$ curl $(shown "$@")"
     rm -f "$work/last-output"
     status=$(curl --silent --show-error --noproxy '*' --max-time "$COMMAND_TIMEOUT_S" --output "$work/last-output" \
-        --write-out '%{http_code}' "$@" 2>"$work/curl.log") || fail "no answer from: curl $(shown "$@")"
+        --dump-header "$work/last-headers" --write-out '%{http_code}' "$@" 2>"$work/curl.log") || fail "no answer from: curl $(shown "$@")"
     [ "$status" = "$expected" ] || fail "answered $status, expected $expected: curl $(shown "$@")"
 }
+
+# header NAME: its value in the last answer
+header() { tr -d '\r' <"$work/last-headers" | sed -n "s/^$1: //Ip"; }
 
 # The words as one would type them, from the root of the project.
 shown() {

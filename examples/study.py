@@ -1,10 +1,11 @@
 """The studies that the demonstrations send, and the check that exactly these have arrived.
 
-    python examples/study.py make FOLDER [--study-instance-uid UID] [--patient-id ID]
+    python examples/study.py make FOLDER [--study-instance-uid UID] [--series-instance-uid UID]
+                                         [--patient-id ID] [--study-date YYYYMMDD]
     python examples/study.py check FOLDER RECEIVED
 
 make: 5 small CT images in 2 series, under FOLDER/<series>/, with new UIDs; prints the Study Instance UID. The
-patient is invented.
+patient is invented. --series-instance-uid is that of the first series.
 check: compares each image that was received, in a JMIX envelope (a ZIP) or in the files of a folder, with the file of
 the same SOP Instance UID under FOLDER: its data set, byte by byte. Exit status 1, with what differs on stderr, when
 something does.
@@ -31,14 +32,22 @@ GROUP_LENGTH_BYTES = 12
 """(0002,0000) UL, which opens the file meta information and says how much of it follows (PS3.10 §7.1)."""
 
 
-def make(folder: Path, study_instance_uid: str, patient_id: str) -> None:
+def make(
+    folder: Path,
+    *,
+    study_instance_uid: str,
+    first_series_instance_uid: str,
+    patient_id: str,
+    study_date: str,
+) -> None:
     for series_number, images in enumerate(IMAGES_PER_SERIES, 1):
         series_folder = folder / f"series-{series_number}"
         series_folder.mkdir(parents=True)
-        series_instance_uid = generate_uid(prefix=None)
+        series_instance_uid = first_series_instance_uid if series_number == 1 else generate_uid(prefix=None)
         for instance_number in range(1, images + 1):
             image = ct_image(series_number, instance_number)
             image.PatientID = patient_id
+            image.StudyDate = study_date
             image.StudyInstanceUID = study_instance_uid
             image.SeriesInstanceUID = series_instance_uid
             image.SOPInstanceUID = generate_uid(prefix=None)
@@ -52,7 +61,6 @@ def ct_image(series_number: int, instance_number: int) -> Dataset:
     image.PatientName = "Demo^Harmony"
     image.PatientBirthDate = "19700101"
     image.PatientSex = "O"
-    image.StudyDate = "20240115"
     image.StudyTime = "093000"
     image.StudyID = "1"
     image.AccessionNumber = ""
@@ -118,13 +126,21 @@ def main() -> None:
     making = commands.add_parser("make", help="write the images of a study")
     making.add_argument("folder", type=Path)
     making.add_argument("--study-instance-uid", default=generate_uid(prefix=None))  # from a UUID, PS3.5 §B.2
+    making.add_argument("--series-instance-uid", default=generate_uid(prefix=None))
     making.add_argument("--patient-id", default="DEMO-1")
+    making.add_argument("--study-date", default="20240115")
     checking = commands.add_parser("check", help="compare what was received with what was sent")
     checking.add_argument("folder", type=Path)
     checking.add_argument("received", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "make":
-        make(arguments.folder, arguments.study_instance_uid, arguments.patient_id)
+        make(
+            arguments.folder,
+            study_instance_uid=arguments.study_instance_uid,
+            first_series_instance_uid=arguments.series_instance_uid,
+            patient_id=arguments.patient_id,
+            study_date=arguments.study_date,
+        )
     else:
         check(arguments.folder, arguments.received)
 

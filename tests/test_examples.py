@@ -142,6 +142,45 @@ def test_demo_explains_itself(tmp_path, name):
     assert "source" not in output
 
 
+def run_multipart(*arguments):
+    script = [sys.executable, EXAMPLES / "multipart.py", *arguments]
+    return subprocess.run(script, capture_output=True, text=True, timeout=DEMO_TIMEOUT_S)
+
+
+def test_multipart_packs_and_unpacks_byte_by_byte(tmp_path):
+    (tmp_path / "first").write_bytes(b"\x00\r\n\r\n\xff\r\n")
+    (tmp_path / "second").write_bytes(b"")
+    body = tmp_path / "body"
+    packed = run_multipart("pack", body, "b1", tmp_path / "first", tmp_path / "second")
+    assert packed.returncode == 0, packed.stderr
+    assert body.read_bytes() == (
+        b"--b1\r\nContent-Type: application/dicom\r\n\r\n\x00\r\n\r\n\xff\r\n\r\n"
+        b"--b1\r\nContent-Type: application/dicom\r\n\r\n\r\n"
+        b"--b1--\r\n"
+    )
+    unpacked = run_multipart("unpack", body, tmp_path / "parts")
+    assert (unpacked.returncode, unpacked.stdout) == (0, "2\n")
+    assert (tmp_path / "parts" / "1").read_bytes() == b"\x00\r\n\r\n\xff\r\n"
+    assert (tmp_path / "parts" / "2").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b'{"error":"Not found"}',
+        b"--b1\r\n\r\none\r\n",
+        b"--b1\r\n\r\none\r\n--b1\r\n\r\ntw",
+    ],
+)
+def test_multipart_unpacks_nothing_of_half_a_body(tmp_path, body):
+    (tmp_path / "body").write_bytes(body)
+    unpacked = run_multipart("unpack", tmp_path / "body", tmp_path / "parts")
+    assert unpacked.returncode == 1
+    assert "is not a whole multipart body" in unpacked.stderr
+    assert not (tmp_path / "parts").exists()
+
+
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_configuration_is_good(path):
     check = subprocess.run(
