@@ -18,6 +18,7 @@ DEMONSTRATIONS = {
     "dicom-backend": ("Orthanc", "curl"),
     "dicom-scp": (*DCMTK, "Orthanc", "curl"),
     "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
+    "dicomweb": ("storescu", "Orthanc", "curl", "unzip"),
     "dimse-integration": ("echoscu", "storescu", "findscu", "getscu", "Orthanc", "curl"),
     "jmix": ("storescu", "Orthanc", "curl", "unzip", "sha256sum"),
 }
