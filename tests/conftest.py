@@ -5,6 +5,7 @@ it is missing they are skipped and say so; with HARMONY_REQUIRE_PEERS=1, as in C
 Nothing here downloads anything.
 """
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -13,7 +14,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _PEER_PATH = os.pathsep.join(
 )
 
 FREE_PORTS = range(20000, 32000)
+LEAVING_TIMEOUT_S = 20.0
 
 # Shipped to show what broken files look like.
 _BROKEN_SAMPLES = {"badVR.dcm", "rtplan_truncated.dcm"}
@@ -78,6 +80,19 @@ def free_ports() -> Callable[[int], list[int]]:
         return ports
 
     return take
+
+
+@pytest.fixture
+async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """When the test is over no task is left, and the event loop has not complained."""
+    before = asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(LEAVING_TIMEOUT_S):
+        while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
+            await asyncio.wait(left)
+    for record in caplog.get_records("call"):
+        if record.name == "asyncio":
+            pytest.fail(f"the event loop complained: {record.getMessage()}")
 
 
 @pytest.fixture(scope="session")

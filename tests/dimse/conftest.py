@@ -317,19 +317,6 @@ def patience():
 
 
 @pytest.fixture
-async def no_leaks(caplog):
-    """When the test is over no task is left, and nothing was logged as an error that the test did not expect."""
-    before = asyncio.all_tasks()
-    yield
-    async with asyncio.timeout(PATIENCE_S):
-        while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
-            await asyncio.wait(left)
-    for record in caplog.get_records("call"):
-        if record.name == "asyncio":
-            pytest.fail(f"the event loop complained: {record.getMessage()}")
-
-
-@pytest.fixture
 def quiet_errors(caplog):
     """For tests whose handlers fail on purpose: hands out what was logged as an error."""
 

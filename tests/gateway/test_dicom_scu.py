@@ -224,19 +224,6 @@ def pacs():
     )
 
 
-@pytest.fixture
-async def no_leaks(caplog):
-    """When the test is over no task is left, and the event loop has not complained."""
-    before = asyncio.all_tasks()
-    yield
-    async with asyncio.timeout(PATIENCE_S):
-        while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
-            await asyncio.wait(left)
-    for record in caplog.get_records("call"):
-        if record.name == "asyncio":
-            pytest.fail(f"the event loop complained: {record.getMessage()}")
-
-
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 ORIGIN = Origin(Path("config.toml"), "backends.pacs")

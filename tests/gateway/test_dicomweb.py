@@ -152,17 +152,6 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture
-async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """When the test is over no task is left, and the event loop has not complained."""
-    before = asyncio.all_tasks()
-    yield
-    async with asyncio.timeout(PATIENCE_S):
-        while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
-            await asyncio.wait(left)
-    assert [each.getMessage() for each in caplog.get_records("call") if each.name == "asyncio"] == []
-
-
-@pytest.fixture
 async def start(
     tmp_path: Path, free_ports: Callable[[int], list[int]], load_config: Callable[[str], Any], no_leaks: None
 ) -> AsyncIterator[Start]:
