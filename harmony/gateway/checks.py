@@ -168,6 +168,9 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
             if middleware.type == "dicomweb_bridge" and "dicomweb" not in _services(pipeline):
                 message = f"lists {show(middleware.name)}; dicomweb_bridge without a dicomweb endpoint {NOT_AVAILABLE}"
                 found.append(pipeline.origin.problem("middleware", message))
+            if middleware.type == "dicom_to_dicomweb" and (why := _not_to_dicomweb(pipeline)):
+                message = f"lists {show(middleware.name)} (dicom_to_dicomweb), {why}"
+                found.append(pipeline.origin.problem("middleware", message))
             harmless = isinstance(options, TransformOptions) and not options.fail_on_error
             if (Role.MIDDLEWARE, middleware.type) not in SUPPORTED and not harmless:
                 named = middleware.origin.table.startswith("middleware")
@@ -176,10 +179,21 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
+def _not_to_dicomweb(pipeline: Pipeline) -> str:
+    """Why a dicom_to_dicomweb has nothing to translate, or nobody to translate for."""
+    if "dicom_scp" not in _services(pipeline):
+        return "which needs a dicom_scp endpoint"
+    services = [backend.service for backend in pipeline.backends]
+    if services[:1] != ["http"]:
+        return "which needs an http backend, the DICOMweb server"
+    return ""
+
+
 def _missing_on_the_way(pipeline: Pipeline) -> str:
     """Why what this version's endpoints receive would never reach a pipeline's backend; "" when it does."""
     services = _services(pipeline)
     packs = any(middleware.type == "jmix_builder" for middleware in pipeline.left)
+    to_dicomweb = any(middleware.type == "dicom_to_dicomweb" for middleware in pipeline.middleware)
     if packs and "dicomweb" in services and not services & {"dicom_scp", "jmix"}:
         listed = ", ".join(show(backend.name) for backend in pipeline.backends)
         return f"is [{listed}]; packing what a dicomweb endpoint stores with a jmix_builder {NOT_AVAILABLE}"
@@ -195,8 +209,18 @@ def _missing_on_the_way(pipeline: Pipeline) -> str:
         return f"lists {name}; forwarding the requests of a jmix endpoint to {service} {NOT_AVAILABLE}, must be []"
     if "dicomweb" in services and "dicom_scp" not in services and service not in STUDY_SOURCES:
         return f"lists {name}; a dicomweb endpoint in front of {service} {NOT_AVAILABLE}"
-    if service in ONLY_BEHIND_HTTP and (others := services - {"http", "echo", "management"}):
+    others = services - {"http", "echo", "management"}
+    if service == "http" and to_dicomweb:
+        others -= {"dicom_scp"}
+    if service == "http" and others == {"dicom_scp"}:
+        return (
+            f'lists {name}; a dicom_scp endpoint in front of http needs the middleware "dicom_to_dicomweb", '
+            "and a DICOMweb server there"
+        )
+    if service in ONLY_BEHIND_HTTP and others:
         return f"lists {name}; handing what a {min(others)} endpoint receives to {service} {NOT_AVAILABLE}"
+    if service == "http" and packs:
+        return f"lists {name}; packing what is sent to an HTTP server with a jmix_builder {NOT_AVAILABLE}"
     if service == "dicom_scu" and packs and services != {"jmix"}:
         return f"lists {name}, a PACS; packing what is sent to one with a jmix_builder {NOT_AVAILABLE}"
     if service == "jmix_backend" and not packs:

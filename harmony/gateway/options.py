@@ -421,6 +421,7 @@ SUPPORTED = frozenset(
         (Role.BACKEND, "http"),
         (Role.BACKEND, "jmix_backend"),
         (Role.BACKEND, "storage"),
+        (Role.MIDDLEWARE, "dicom_to_dicomweb"),
         (Role.MIDDLEWARE, "dicomweb_bridge"),
         (Role.MIDDLEWARE, "jmix_builder"),
         (Role.MIDDLEWARE, "passthru"),

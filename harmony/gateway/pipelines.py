@@ -24,6 +24,7 @@ from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dicomweb import DicomWeb
+from harmony.gateway.dicomweb_upstream import DicomwebUpstream
 from harmony.gateway.dimse_bridge import DimseBridge
 from harmony.gateway.echo import Echo
 from harmony.gateway.envelope_builder import EnvelopeBuilder
@@ -99,6 +100,7 @@ class _Assembler:
         self._pacses: dict[str, DicomSCU] = {}
         """By the name of their table."""
         self._upstreams: dict[str, HttpUpstream] = {}
+        self._dicomweb_servers: dict[str, DicomwebUpstream] = {}
         self._receivers = StoreReceivers()
         self._archives: dict[Path, LocalArchive] = {}
         """What can be retrieved from, one for each storage folder."""
@@ -173,6 +175,8 @@ class _Assembler:
         configured = pipeline.backends[0] if pipeline.backends else None
         if configured is not None and isinstance(configured.options, DicomScuOptions):
             return self._pacs(configured)
+        if configured is not None and isinstance(configured.options, HttpBackendOptions):
+            return self._dicomweb_server(configured)
         if configured is not None and isinstance(configured.options, StorageBackendOptions):
             options = msgspec.structs.replace(options, storage_dir=configured.options.root / OBJECT_FOLDER)
         archive = self._archive(options)
@@ -217,6 +221,16 @@ class _Assembler:
             self._pacses[configured.name] = pacs
             self.assembly.backends.append(pacs)
         return self._pacses[configured.name]
+
+    def _dicomweb_server(self, configured: config.Backend) -> DicomwebUpstream:
+        if configured.name not in self._dicomweb_servers:
+            try:
+                server = DicomwebUpstream(configured)
+            except (ValueError, OSError) as error:
+                raise ConfigError([configured.origin.problem("", str(error))]) from error
+            self._dicomweb_servers[configured.name] = server
+            self.assembly.backends.append(server)
+        return self._dicomweb_servers[configured.name]
 
     def _archive(self, options: DicomScpOptions) -> LocalArchive:
         files = FileStore(

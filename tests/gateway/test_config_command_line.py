@@ -213,7 +213,9 @@ def test_dicom_is_not_forwarded_over_http(tmp_path):
         connection.host = "h"
     """)
     (found,) = unsupported(load(path, env={}))
-    assert found.message.startswith('lists "b"; handing what a dicom_scp endpoint receives to http')
+    assert found.message.startswith(
+        'lists "b"; a dicom_scp endpoint in front of http needs the middleware "dicom_to_dicomweb"'
+    )
 
 
 @pytest.mark.parametrize(

@@ -120,4 +120,4 @@ def test_the_examples_load(example, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
