@@ -154,10 +154,14 @@ class DicomwebUpstream:
     async def _search(self, search: Search, query: Query) -> AsyncGenerator[Model, None]:
         """All pages of one search. The first match of a page tells a server that knows no offset."""
         level = Level.STUDY if query.level is Level.PATIENT else query.level
-        offset, first = 0, ""
+        offset, first, strict = 0, "", False
         while True:
             count, more = 0, False
-            async with self._get(search.path(offset=offset, limit=PAGE), JSON) as response:
+            path = search.path(offset=offset, limit=PAGE, strict=strict)
+            async with self._get(path, JSON) as response:
+                if response.status == 400 and not strict and "^" in path:
+                    strict = True
+                    continue
                 if response.status in (204, 404):
                     return
                 if not _is_success(response.status):

@@ -35,6 +35,8 @@ UNIQUE_KEYS: Final = {
 }
 SOP_CLASS: Final = "00080016"
 
+_UNESCAPED: Final = "*?,:/@!$()"
+"""May stand in a query as they are (RFC 3986 §3.4), and Orthanc takes an escaped wild card for a literal one."""
 _TAG: Final = re.compile(r"[0-9A-F]{8}")
 _NEVER_ASKED: Final = frozenset({"00080005", "00080052", "00080053", "00080054", "00081190"})
 """About a message of C-FIND, or a URL."""
@@ -50,9 +52,12 @@ class Search:
     uids: Mapping[str, str]
     """The UIDs, and the Patient ID, that it is restricted to, by tag."""
 
-    def path(self, *, offset: int, limit: int) -> str:
+    def path(self, *, offset: int, limit: int, strict: bool = False) -> str:
+        """strict: escaped as RFC 3986 wants it. Browsers do not escape a caret (URL Standard, query percent-encode
+        set), and Orthanc 1.10 does not understand an escaped one."""
         paging = [("limit", str(limit)), *([("offset", str(offset))] if offset else [])]
-        return f"{self.resource}?{urlencode([*self.parameters, *paging], quote_via=quote)}"
+        safe = _UNESCAPED if strict else _UNESCAPED + "^"
+        return f"{self.resource}?{urlencode([*self.parameters, *paging], safe=safe, quote_via=quote)}"
 
 
 def searches(query: Query) -> Iterator[Search]:
