@@ -1,11 +1,14 @@
 """DCMTK's tools in front of the gateway, Orthanc's DICOMweb plugin behind it: dicom_to_dicomweb."""
 
 import asyncio
+import json
 import re
 
 import pydicom
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
+
+from harmony.http import HTTPServer, Response
 
 pytestmark = pytest.mark.interop
 
@@ -144,3 +147,42 @@ async def test_a_server_that_is_down(bridge, free_ports, files):
     assert "Refused: OutOfResources" in printed
     printed = await bridge.tool("findscu", "-v", "-S", "-k", "0020,000D=*", status=None)
     assert "Failed: UnableToProcess" in printed
+
+
+@pytest.mark.parametrize("ending", ["is whole", "breaks off"])
+async def test_a_retrieve_that_is_not_complete(bridge, ct_file, start_storescp, data_sets, ending):
+    """A server that lists two instances and has one; what came of it is said in the final response of the C-MOVE."""
+    file = ct_file(1).read_bytes()
+
+    async def chunks():
+        yield b"--b\r\nContent-Type: application/dicom\r\n\r\n" + file
+        if ending == "breaks off":
+            yield b"\r\n--b\r\nContent-Type: application/dicom\r\n\r\n" + file[:600]
+            raise RuntimeError("the server dies")
+        yield b"\r\n--b--\r\n"
+
+    async def answer(request):
+        if not request.path.endswith("/instances"):
+            return Response(
+                200, {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}, chunks()
+            )
+        uids = {"00080016": "1.2.840.10008.5.1.4.1.1.2", "0020000D": STUDY, "0020000E": f"{STUDY}.1"}
+        found = [uids | {"00080018": f"{STUDY}.1.{number}"} for number in (1, 2)]
+        listed = [{tag: {"vr": "UI", "Value": [uid]} for tag, uid in each.items()} for each in found]
+        return Response(200, {"Content-Type": "application/dicom+json"}, json.dumps(listed).encode())
+
+    server = HTTPServer(answer)
+    await server.start("127.0.0.1", 0)
+    try:
+        destination = await asyncio.to_thread(start_storescp, ae_title="DEST")
+        await bridge.start(server.addresses[0][1], destinations=[("DEST", destination.port)])
+        keys = ("-k", "0008,0052=STUDY", "-k", f"0020,000D={STUDY}")
+        printed = await bridge.tool("movescu", "-d", "-S", *keys, "-aem", "DEST", status=None)
+    finally:
+        await server.stop()
+    final = printed[printed.rindex("Received Final Move Response") :] if "Final Move" in printed else printed
+    assert re.findall(r"(Completed|Failed) Suboperations *: (\d+)", final) == [
+        ("Completed", "1"),
+        ("Failed", "1"),
+    ]
+    assert len(data_sets(destination.received())) == 1
