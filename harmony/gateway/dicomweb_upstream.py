@@ -15,16 +15,15 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
-from urllib.parse import quote
 
 import msgspec
 
 from harmony.archive.index import StoredInstance, UniqueKeys
 from harmony.archive.levels import Level, patient_key
 from harmony.archive.matcher import IdentifierError, Problem
-from harmony.dicom.json_model import Model, ModelError, encode_data_set, text_of, texts_of
+from harmony.dicom.json_model import Model, ModelError, encode_data_set, text_of
 from harmony.dimse.operation import StoreRequest
 from harmony.dimse.part10 import encode_file_meta
 from harmony.dimse.retrieve_scp import Selection, Unavailable
@@ -44,11 +43,19 @@ from harmony.gateway.options import HttpBackendOptions
 from harmony.gateway.qido_client import Search, match_of, searches, unique_key
 from harmony.gateway.storage_contexts import NATIVE
 from harmony.gateway.stow_client import refusal, store_outcome
+from harmony.gateway.wado_client import (
+    DICOM,
+    RELATED_DICOM,
+    SURVEYED,
+    ResponseBody,
+    Survey,
+    WatchedContent,
+    files_of,
+    lost,
+)
 from harmony.http import Headers, HTTPError
 from harmony.http.client import HTTPClient, UpstreamError, UpstreamStream
 from harmony.http.json_array import JSONArrayError, read_json_array
-from harmony.http.media_type import MediaType, parse_media_type
-from harmony.http.multipart import multipart_boundary, read_parts
 from harmony.http.multipart_writer import MultipartBody, OutgoingPart, new_boundary
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
@@ -58,8 +65,6 @@ __all__ = ["DicomwebUpstream"]
 logger = logging.getLogger("harmony.gateway")
 
 JSON: Final = "application/dicom+json"
-DICOM: Final = "application/dicom"
-RELATED_DICOM: Final = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 
 PAGE: Final = 1000
 """Matches that are asked for at a time: servers have limits of their own, and may not say so."""
@@ -70,8 +75,7 @@ MAXIMUM_REPORT_BYTES: Final = 1024 * 1024
 FIRST_RETRY_S: Final = 0.1
 """Doubles each time, as in `http_backend`."""
 
-_STUDY, _SERIES, _INSTANCE, _SOP_CLASS = 0x0020000D, 0x0020000E, 0x00080018, 0x00080016
-_AVAILABLE_TRANSFER_SYNTAX: Final = 0x00083002
+_STUDY: Final = 0x0020000D
 
 
 class DicomwebUpstream:
@@ -182,7 +186,7 @@ class DicomwebUpstream:
 
     async def _models(self, response: UpstreamStream) -> AsyncGenerator[Model, None]:
         try:
-            async with aclosing(read_json_array(_Body(response, self))) as objects:
+            async with aclosing(read_json_array(ResponseBody(response))) as objects:
                 async for encoded in objects:
                     yield msgspec.json.decode(encoded, type=dict[str, dict[str, object]])
         except (JSONArrayError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -209,9 +213,9 @@ class DicomwebUpstream:
             ],
         )
 
-    async def _survey(self, retrieve: Retrieve) -> _There:
+    async def _survey(self, retrieve: Retrieve) -> Survey:
         """What there is to be retrieved, and where."""
-        there, keys = _There(), retrieve.keys
+        there, keys = Survey(), retrieve.keys
         if is_empty(keys):
             return there
         restricted = [keys]
@@ -225,8 +229,7 @@ class DicomwebUpstream:
             async with aclosing(self.query(query)) as studies:
                 uids = [text_of(study, _STUDY) async for study in studies if matches_keys(study, keys)]
             restricted = [UniqueKeys(study_instance_uids=[uid]) for uid in uids if uid]
-        tags = (_SOP_CLASS, _INSTANCE, _STUDY, _SERIES, _AVAILABLE_TRANSFER_SYNTAX)
-        returned: Model = {f"{tag:08X}": {"vr": "UI"} for tag in tags}
+        returned: Model = {f"{tag:08X}": {"vr": "UI"} for tag in SURVEYED}
         for each in restricted:
             identifier = returned | key_elements(each)
             query = Query(Level.IMAGE, {key: identifier[key] for key in sorted(identifier)})
@@ -236,7 +239,7 @@ class DicomwebUpstream:
                         there.add(instance, each)
         return there
 
-    async def _instances(self, there: _There) -> AsyncGenerator[Instance | Unavailable, None]:
+    async def _instances(self, there: Survey) -> AsyncGenerator[Instance | Unavailable, None]:
         missing = dict.fromkeys(there.uids)
         any_came = False
         for path in there.paths:
@@ -262,11 +265,11 @@ class DicomwebUpstream:
                 return
             if not _is_success(response.status):
                 raise self._refused(response.status)
-            body = _Body(response, self)
+            body = ResponseBody(response)
             try:
-                async with aclosing(_files(body, response.headers)) as files:
+                async with aclosing(files_of(body, response.headers)) as files:
                     async for file in files:
-                        content = _Content(file)
+                        content = WatchedContent(file)
                         try:
                             instance = await uploaded_instance(content)
                         except HTTPError as error:
@@ -329,7 +332,7 @@ class DicomwebUpstream:
                 outcome = store_outcome(response.status, bytes(report), instance.sop_instance_uid)
         except UpstreamError as error:
             logger.warning("%s cannot be reached for a C-STORE: %s", self, error)
-            raise DimseError(Status.OUT_OF_RESOURCES, "the DICOMweb server cannot be reached") from _lost(
+            raise DimseError(Status.OUT_OF_RESOURCES, "the DICOMweb server cannot be reached") from lost(
                 error
             )
         finally:
@@ -358,7 +361,7 @@ class DicomwebUpstream:
                     break
                 except UpstreamError as error:
                     if error.kind != "connect" or tried == self._retries:
-                        raise _lost(error) from error
+                        raise lost(error) from error
                 await asyncio.sleep(FIRST_RETRY_S * 2.0**tried)
             yield response
 
@@ -368,67 +371,6 @@ class DicomwebUpstream:
         if Outcome(status).status_class is not StatusClass.FAILURE:
             status = Status.CANNOT_UNDERSTAND
         return DimseError(status, f"the DICOMweb server answered {http_status}")
-
-
-@dataclass(slots=True)
-class _There:
-    """What a retrieve will bring."""
-
-    uids: dict[str, None] = field(default_factory=dict)
-    sop_classes: dict[str, None] = field(default_factory=dict)
-    transfer_syntaxes: dict[str, None] = field(default_factory=dict)
-    paths: dict[str, None] = field(default_factory=dict)
-    """Of the requests: whole studies or series where those are what is wanted."""
-
-    def add(self, instance: Model, keys: UniqueKeys) -> None:
-        study, series, uid = (text_of(instance, tag) for tag in (_STUDY, _SERIES, _INSTANCE))
-        if not study or not series or not uid:
-            return
-        self.uids[uid] = None
-        self.sop_classes.update(dict.fromkeys(filter(None, texts_of(instance, _SOP_CLASS))))
-        syntaxes = texts_of(instance, _AVAILABLE_TRANSFER_SYNTAX)
-        self.transfer_syntaxes.update(dict.fromkeys(filter(None, syntaxes)))
-        path = f"/studies/{quote(study, safe='')}"
-        if keys.series_instance_uids is not None or keys.sop_instance_uids is not None:
-            path += f"/series/{quote(series, safe='')}"
-        if keys.sop_instance_uids is not None:
-            path += f"/instances/{quote(uid, safe='')}"
-        self.paths[path] = None
-
-
-class _Body:
-    """The body of a response, whose end before its time is an AssociationError."""
-
-    def __init__(self, response: UpstreamStream, upstream: DicomwebUpstream) -> None:
-        self._chunks = aiter(response)
-        self._upstream = upstream
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await anext(self._chunks)
-        except UpstreamError as error:
-            raise _lost(error) from error
-
-
-class _Content:
-    """The content of a file, and what went wrong with it: whoever sends it on does not tell."""
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self.error: Exception | None = None
-        self._chunks = chunks
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await anext(self._chunks)
-        except (HTTPError, AssociationError) as error:
-            self.error = error
-            raise
 
 
 class _Bytes:
@@ -442,26 +384,6 @@ class _Bytes:
 
     async def __anext__(self) -> bytes:
         return bytes(await anext(self._body))
-
-
-async def _files(body: AsyncIterator[bytes], headers: Headers) -> AsyncGenerator[AsyncIterator[bytes], None]:
-    """The parts of a response, or the whole of one that is a file itself. Raises HTTPError for what is neither."""
-    media_type = _media_type(headers)
-    if media_type.essence == DICOM:
-        yield body
-    elif media_type.essence.startswith("multipart/"):
-        async with aclosing(read_parts(body, multipart_boundary(media_type))) as parts:
-            async for part in parts:
-                yield part
-    else:
-        raise HTTPError(400, "neither multipart nor a DICOM file")
-
-
-def _media_type(headers: Headers) -> MediaType:
-    try:
-        return parse_media_type(headers.get("Content-Type") or "")
-    except ValueError as error:
-        raise HTTPError(400, f"Content-Type: {error}") from error
 
 
 async def _one_part(instance: Instance) -> AsyncGenerator[OutgoingPart, None]:
@@ -496,7 +418,3 @@ def _encodable(match: Model) -> Model:
 
 def _is_success(http_status: int) -> bool:
     return 200 <= http_status < 300
-
-
-def _lost(error: UpstreamError) -> AssociationError:
-    return AssociationError(str(error))
