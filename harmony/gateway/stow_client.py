@@ -6,10 +6,9 @@ Without one the HTTP status decides:
     2xx        0000
     400        A900
     401, 403   0124
-    409        B000: what was sent is in conflict with what is there
     413, 429, 503, 507
                A700: not now, or not there
-    any other  C000
+    any other  C000; 409 as well, since nothing was stored (PS3.18 §10.5.3.1), and a warning would say that it was
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ _BY_HTTP_STATUS: Final = {
     400: Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
     401: Status.NOT_AUTHORIZED,
     403: Status.NOT_AUTHORIZED,
-    409: Status.COERCION_OF_DATA_ELEMENTS,
     413: Status.OUT_OF_RESOURCES,
     429: Status.OUT_OF_RESOURCES,
     503: Status.OUT_OF_RESOURCES,

@@ -648,12 +648,12 @@ connection = { host = "127.0.0.1", port = 2 }
 service = "dicom"
 peer_ref = "q"
 options = { local_aet = "B", aet_table = { X = { host = "x" } }, sop_classes = ["1.2"] }
-[endpoints.web]
+[endpoints.page]
 service = "http"
 options = { path_prefix = "/web" }
 [pipelines.third]
 networks = ["default"]
-endpoints = ["other", "web"]
+endpoints = ["other", "page"]
 middleware = { left = ["guard"], right = ["passthru"] }
 backends = ["up", "pacs", "disk"]
 [middleware.guard]

@@ -48,13 +48,16 @@ def test_default():
     assert loaded.warnings == ()
     assert loaded.sources == ()
     assert str(loaded.storage_path) == "harmony-data"
-    receive, envelopes = loaded.pipelines.values()
+    receive, web, envelopes = loaded.pipelines.values()
     (dicom,) = receive.endpoints
     assert dicom.options.local_aet == "HARMONY"
     assert dicom.address == Listener("127.0.0.1", 11112)
     assert str(dicom.options.storage_dir) == "harmony-data/dimse"
     assert [middleware.type for middleware in receive.left] == ["jmix_builder"]
-    assert receive.backends == envelopes.backends == ()
+    assert receive.backends == web.backends == envelopes.backends == ()
+    assert [(each.service, each.options.path_prefix) for each in web.endpoints] == [
+        ("dicomweb", "/dicom-web")
+    ]
     (jmix,) = envelopes.endpoints
     assert jmix.address == Listener("127.0.0.1", 8042)
     assert jmix.options.path_prefix == "/jmix"
