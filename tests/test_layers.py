@@ -19,6 +19,8 @@ PACKAGE = ROOT / "harmony"
 # Lowest first; a layer may import itself and what stands before it. Nothing ranks the package's own __init__.
 LAYERS = ("ul", "dimse", "dicom", "archive", "http", "jmix", "gateway", "__main__")
 ENGINE = ("ul", "dimse")
+RENDERING = PACKAGE / "dicom" / "rendering.py"
+"""The only module that needs the extra `render`."""
 EMPTY_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -96,17 +98,22 @@ def test_engine_imports_only_the_standard_library(path: Path) -> None:
 
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {
-        re.split(r"[^A-Za-z0-9_-]", requirement)[0].replace("-", "_")
-        for requirement in project["dependencies"]
-    }
+    extra = project["optional-dependencies"]["render"]
     undeclared = {
         name
         for path in SOURCES
         for name, _ in imports(path)
-        if (top := name.partition(".")[0]) not in sys.stdlib_module_names | declared and top != "harmony"
+        if (top := name.partition(".")[0]) not in sys.stdlib_module_names
+        and top != "harmony"
+        and top not in declared(project["dependencies"] + (extra if path == RENDERING else []))
     }
     assert not undeclared
+
+
+def declared(requirements: list[str]) -> set[str]:
+    """The names that the packages are imported by."""
+    names = {re.split(r"[^A-Za-z0-9_-]", each)[0].replace("-", "_") for each in requirements}
+    return names | ({"PIL"} if "pillow" in names else set())
 
 
 def test_importing_the_engine_loads_only_the_standard_library() -> None:

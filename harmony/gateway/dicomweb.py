@@ -4,12 +4,13 @@ Routes, below the prefix of the endpoint, and which part answers them:
 
     GET   /studies, /series, /instances and below        searches            `qido`
     GET   /studies/{study} and below, metadata, …        retrieves           `wado`
-    GET   /wado?requestType=WADO&…                       WADO-URI            `wado`
+    GET   …/rendered, …/thumbnail                        pictures            `rendered`
+    GET   /wado?requestType=WADO&…                       WADO-URI            `wado`, `rendered`
     POST  /studies, /studies/{study}                     stores              `stow`
     OPTIONS                                              what there is (PS3.18 §8.9), and CORS preflights
 
 A study, series or instance is retrieved when Accept prefers DICOM objects, and described when it prefers JSON or does
-not care. Rendered images are not made: 501.
+not care. Studies and series are not rendered as a whole: 501.
 
 What every answer needs is done here, once: what a backend raises becomes a status, JSON is compressed, the pages that
 may read it are told so. An error after an answer has begun breaks the connection off.
@@ -30,6 +31,7 @@ from harmony.gateway.capabilities import Capability, capabilities
 from harmony.gateway.config import Endpoint
 from harmony.gateway.options import DicomwebOptions
 from harmony.gateway.qido import Qido
+from harmony.gateway.rendered import PICTURES, Rendered, is_picture_uri
 from harmony.gateway.service_root import service_root
 from harmony.gateway.stow import Stow
 from harmony.gateway.wado import Wado
@@ -95,6 +97,7 @@ class DicomWeb:
             empty_status=options.empty_search_status,
         )
         self._wado = Wado(backend, name=behind)
+        self._rendered = Rendered(backend)
         self._stow = Stow(
             backend,
             name=endpoint.name,
@@ -144,17 +147,21 @@ class DicomWeb:
             found += [
                 _Resource("GET", path, self._getting(level), f"Retrieve{what}", produces),
                 _Resource("GET", path + "/metadata", self._metadata, f"Retrieve{what}Metadata"),
-                _Resource("GET", path + "/rendered", _rendered, f"RetrieveRendered{what}", ()),
-                _Resource("GET", path + "/thumbnail", _rendered, f"Retrieve{what}Thumbnail", ()),
+                _Resource("GET", path + "/thumbnail", self._thumbnail, f"Retrieve{what}Thumbnail", PICTURES),
+            ]
+            found += [
+                _Resource("GET", path + "/rendered", self._picture, "RetrieveRenderedInstance", PICTURES)
+                if level is Level.IMAGE
+                else _Resource("GET", path + "/rendered", _not_rendered, f"RetrieveRendered{what}", ())
             ]
         frames = _INSTANCE + "/frames/{frames}"
         return [
             *found,
             _Resource("GET", frames, self._frames, "RetrieveFrames", (OCTET_PARTS,)),
-            _Resource("GET", frames + "/rendered", _rendered, "RetrieveRenderedFrames", ()),
-            _Resource("GET", frames + "/thumbnail", _rendered, "RetrieveFrameThumbnail", ()),
+            _Resource("GET", frames + "/rendered", self._picture, "RetrieveRenderedFrames", PICTURES),
+            _Resource("GET", frames + "/thumbnail", self._thumbnail, "RetrieveFrameThumbnail", PICTURES),
             _Resource("GET", _INSTANCE + "/bulkdata/{path*}", self._bulk, "RetrieveBulkdata", (OCTET_PARTS,)),
-            _Resource("GET", "/wado", self._wado.uri, "RetrieveInstance", ("application/dicom",)),
+            _Resource("GET", "/wado", self._uri, "RetrieveInstance", ("application/dicom", *PICTURES)),
             _Resource("POST", "/studies", self._store, "StoreInstances"),
             _Resource("POST", _STUDY, self._store, "StoreStudyInstances"),
         ]
@@ -196,6 +203,18 @@ class DicomWeb:
     async def _bulk(self, request: Request) -> Response:
         path = request.path_parameters["path"]
         return await self._wado.bulkdata(request, _uids(request), path, self._root(request))
+
+    async def _picture(self, request: Request) -> Response:
+        return await self._rendered.picture(
+            request, _uids(request), frames=request.path_parameters.get("frames"), root=self._root(request)
+        )
+
+    async def _thumbnail(self, request: Request) -> Response:
+        frames = request.path_parameters.get("frames")
+        return await self._rendered.thumbnail(request, _uids(request), frames=frames)
+
+    async def _uri(self, request: Request) -> Response:
+        return await (self._rendered.uri if is_picture_uri(request) else self._wado.uri)(request)
 
     async def _store(self, request: Request) -> Response:
         if not self._cross_origin.permits(request):
@@ -245,8 +264,8 @@ class DicomWeb:
         return describe
 
 
-async def _rendered(request: Request) -> Response:
-    raise HTTPError(501, "images are not rendered here")
+async def _not_rendered(request: Request) -> Response:
+    raise HTTPError(501, "studies and series are not rendered here: render their instances")
 
 
 def _place(request: Request) -> tuple[str | None, str | None, str | None]:

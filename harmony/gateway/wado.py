@@ -12,7 +12,7 @@ be had in which media type:
 A body that looks complete is complete: what goes wrong after it began breaks the connection off. Status 206 says that
 some instances are left out, because they cannot be read or not be had in the transfer syntax that was asked for.
 
-Not here: routes and their prefix (`harmony.gateway.dicomweb`), searching, storing, rendering.
+Not here: routes and their prefix (`harmony.gateway.dicomweb`), searching, storing, rendering (`rendered`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from harmony.http.accept import (
 )
 from harmony.http.multipart_writer import OutgoingPart, multipart_response
 
-__all__ = ["Wado"]
+__all__ = ["Wado", "retrieve_for", "uids_of_uri"]
 
 OCTET_STREAM: Final = "application/octet-stream"
 METADATA: Final = "application/dicom+json"
@@ -118,14 +118,14 @@ class Wado:
         offers = (*_DICOM_OFFERS, _SINGLE_DICOM_OFFER) if len(uids) == 3 else _DICOM_OFFERS
         choice = negotiate(request, offers)
         try:
-            return await self._instances(choice, _retrieve(uids), uids, root)
+            return await self._instances(choice, retrieve_for(uids), uids, root)
         except BACKEND_ERRORS as error:
             raise backend_failure(error, self._name) from error
 
     async def metadata(self, request: Request, uids: Sequence[str], root: str) -> Response:
         """The headers of instances, in an array. With an ETag for one instance."""
         negotiate(request, _METADATA_OFFERS)
-        body = _Metadata(self._backend.metadata(_retrieve(uids), root))
+        body = _Metadata(self._backend.metadata(retrieve_for(uids), root))
         try:
             await body.begin()
             headers = {"Content-Type": METADATA} | _VARY
@@ -144,7 +144,7 @@ class Wado:
         numbers = frame_numbers(frames)
         if numbers is None:
             raise HTTPError(400, "the frame list must be numbers from 1, ascending, separated by commas")
-        retrieve = _retrieve(uids)
+        retrieve = retrieve_for(uids)
         try:
             pixels = await self._stored_pixels(retrieve, numbers)
             if pixels is None:
@@ -158,7 +158,7 @@ class Wado:
     async def bulkdata(self, request: Request, uids: Sequence[str], path: str, root: str) -> Response:
         """path: as the metadata have it in a BulkDataURI, behind `bulkdata/`."""
         parsed = parse_path(path)
-        retrieve = _retrieve(uids)
+        retrieve = retrieve_for(uids)
         if parsed is None:
             raise HTTPError(404, "Not found")
         try:
@@ -191,30 +191,22 @@ class Wado:
         return instances, await anext(instances)
 
     async def uri(self, request: Request) -> Response:
-        """WADO-URI: one instance as a DICOM file. Nothing is rendered yet."""
+        """WADO-URI: one instance as a DICOM file."""
         query = request.query
-        if (query.first("requestType") or "").upper() != "WADO":
-            raise HTTPError(400, "requestType must be WADO")
-        names = ("studyUID", "seriesUID", "objectUID")
-        uids = [query.first(name) or "" for name in names]
-        for name, uid in zip(names, uids, strict=True):
-            if not is_valid_uid(uid):
-                raise HTTPError(400, f"{name} must be a UID")
-        if query.first("anonymize"):
-            raise HTTPError(501, "instances are not anonymized here")
+        uids = uids_of_uri(request)
         wanted = [
             each.partition(";")[0].strip().lower()
             for each in query.all("contentType")
             for each in each.split(",")
         ]
         if not any(each in (DICOM, "application/*", "*/*") for each in wanted):
-            raise HTTPError(406, f"images are not rendered here, contentType must be {DICOM}")
+            raise HTTPError(406, f"contentType must be {DICOM}")
         syntax = query.first("transferSyntax")
         # One that cannot be had is answered with the default (PS3.18 §9.1.2.2.2).
         weights = {DEFAULT_TRANSFER_SYNTAX: 0.5} | ({syntax: 1.0} if syntax else {})
         choice = Choice(_SINGLE_DICOM_OFFER, 1.0, TransferSyntaxes(weights))
         try:
-            return await self._instances(choice, _retrieve(uids), uids, "")
+            return await self._instances(choice, retrieve_for(uids), uids, "")
         except BACKEND_ERRORS as error:
             raise backend_failure(error, self._name) from error
 
@@ -247,8 +239,23 @@ class Wado:
         return multipart_response(parts, root_type=DICOM, status=instances.status, headers=_VARY)
 
 
-def _retrieve(uids: Sequence[str]) -> Retrieve:
-    """Raises HTTPError 400 for what is no UID."""
+def uids_of_uri(request: Request) -> list[str]:
+    """The study, series and instance that a WADO-URI is about (PS3.18 §9.1.2). Raises HTTPError."""
+    query = request.query
+    if (query.first("requestType") or "").upper() != "WADO":
+        raise HTTPError(400, "requestType must be WADO")
+    names = ("studyUID", "seriesUID", "objectUID")
+    uids = [query.first(name) or "" for name in names]
+    for name, uid in zip(names, uids, strict=True):
+        if not is_valid_uid(uid):
+            raise HTTPError(400, f"{name} must be a UID")
+    if query.first("anonymize"):
+        raise HTTPError(501, "instances are not anonymized here")
+    return uids
+
+
+def retrieve_for(uids: Sequence[str]) -> Retrieve:
+    """What the study, series and instance of a URL stand for. Raises HTTPError 400 for what is no UID."""
     for uid, what in zip(uids, ("study", "series", "instance"), strict=False):
         if not is_valid_uid(uid):
             raise HTTPError(400, f"the {what} of the path must be a UID")

@@ -331,9 +331,11 @@ async def test_errors(web: Web, ct: Sample, prefix: str) -> None:
         ("", JSON, 405),
         ("/studies", "text/html", 406),
         (ct.path, "text/html", 406),
-        (ct.path + "/rendered", "image/jpeg", 501),
-        (ct.path + "/frames/1/rendered", "image/jpeg", 501),
-        (f"/studies/{ct.study}/thumbnail", "*/*", 501),
+        (ct.path + "/rendered", "text/html", 406),
+        (ct.path + "/frames/x/rendered", "image/jpeg", 400),
+        (ct.path + "/frames/9/rendered", "image/jpeg", 404),
+        (f"/studies/{ct.study}/rendered", "image/jpeg", 501),
+        ("/studies/1.2.3/thumbnail", "*/*", 404),
     ):
         answer = await web.ask(prefix + path, accept)
         assert answer.status == status, (path, answer.body)

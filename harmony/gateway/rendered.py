@@ -1,0 +1,315 @@
+"""Pictures of instances for browsers: rendered resources and thumbnails (PS3.18 §8.3.5, §10.4.1.1.3, §10.4.1.1.4), and
+WADO-URI with an image as contentType (§9.1.2.2).
+
+    one instance    image/jpeg, image/png: its representative frame, else the first; image/gif: all frames, animated
+    frames          one: the same; several: image/gif, or each as part of multipart/related
+    thumbnail       image/jpeg, image/png, image/gif: one frame; of a study or series of the first image in it
+
+Query parameters are viewport, window and quality; annotation and iccprofile are ignored, nothing is ever burnt in.
+404 is a frame that is not there, 406 an instance that is no image or cannot be decoded, 413 one that is too large, 501
+that the extra `render` is not installed: without it nothing here imports numpy or Pillow.
+
+A stored file is read where it lies; what a PACS sends is put into a temporary file first. A few threads do the
+rendering (`harmony.dicom.rendering`), however many requests wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+from harmony.dicom.frames import frame_numbers
+from harmony.dicom.json_model import DataSetError
+from harmony.dicom.presentation import (
+    GIF,
+    JPEG,
+    PNG,
+    ImageTooLarge,
+    NoSuchFrame,
+    NotRenderable,
+    Presentation,
+    Viewport,
+    Window,
+    WindowFunction,
+)
+from harmony.dicom.transcode import TranscodeError
+from harmony.dimse.scu import Instance
+from harmony.dimse.sop_class import EXPLICIT_VR_LITTLE_ENDIAN
+from harmony.gateway.backend import Backend, Retrieve
+from harmony.gateway.instance_files import DeliveredInstances, file_content
+from harmony.gateway.instance_headers import instance_url
+from harmony.gateway.pixel_parts import can_be_read_in_place
+from harmony.gateway.wado import retrieve_for, uids_of_uri
+from harmony.http import HTTPError, Request, Response
+from harmony.http.accept import ANY_TRANSFER_SYNTAX, Offer, TransferSyntaxes, choose, negotiate
+from harmony.http.multipart_writer import OutgoingPart, multipart_response
+
+__all__ = ["PICTURES", "Rendered", "is_picture_uri"]
+
+PICTURES: Final = (JPEG, PNG, GIF)
+WORKERS: Final = 2
+MAXIMUM_FILE_BYTES: Final = 1024 * 1024 * 1024
+"""Of an instance that a PACS sends."""
+MAXIMUM_TRIED: Final = 20
+"""Instances of a study that may come before its first image."""
+MAXIMUM_SIDE: Final = 8192
+"""Of a viewport, in pixels."""
+THUMBNAIL: Final = Viewport(128, 128)
+
+_IN_MEMORY_BYTES: Final = 4 * 1024 * 1024
+_VARY: Final = {"Vary": "Accept"}
+_NEEDED: Final = ("numpy", "PIL")
+_SYNTAXES: Final = TransferSyntaxes({EXPLICIT_VR_LITTLE_ENDIAN: 1.0, ANY_TRANSFER_SYNTAX: 0.5})
+"""Native pixels in an encoding that can be read in place, everything else as it is."""
+
+_SINGLE: Final = tuple(Offer(each, (each, False)) for each in PICTURES)
+_SEVERAL: Final = (
+    *(Offer(f'multipart/related; type="{each}"', (each, True)) for each in (JPEG, PNG)),
+    Offer(GIF, (GIF, False)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """numbers: of frames, None: those that the media type has room for. apart: a picture of each frame."""
+
+    how: Presentation
+    numbers: Sequence[int] | None
+    apart: bool = False
+    still: bool = False
+    """One frame, whatever the media type."""
+
+
+class Rendered:
+    """Pictures of what a backend has.
+
+    All methods raise HTTPError, and what the backend raises.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="rendering")
+
+    async def picture(
+        self, request: Request, uids: Sequence[str], *, frames: str | None, root: str
+    ) -> Response:
+        """An instance, or frames of it. frames: the list as it is in the URL. root: the URL of the service."""
+        _require_extra()
+        numbers = _numbers(frames)
+        several = numbers is not None and len(numbers) > 1
+        media_type, apart = negotiate(request, _SEVERAL if several else _SINGLE).value
+        wanted = _Wanted(_presentation(request, media_type), numbers, apart)
+        pictures = await self._render(uids, wanted)
+        if not apart:
+            return Response(200, _VARY | {"Content-Type": media_type}, pictures[0])
+        assert numbers is not None
+        url = f"{instance_url(root, uids)}/frames/"
+        parts = [
+            OutgoingPart(media_type, picture, content_location=f"{url}{number}/rendered")
+            for number, picture in zip(numbers, pictures, strict=True)
+        ]
+        return multipart_response(_each(parts), root_type=media_type, headers=_VARY)
+
+    async def thumbnail(self, request: Request, uids: Sequence[str], *, frames: str | None) -> Response:
+        """Of a study, a series, an instance, or the first of some frames."""
+        _require_extra()
+        numbers = _numbers(frames)
+        media_type, _ = negotiate(request, _SINGLE).value
+        how = _presentation(request, media_type)
+        if how.viewport is None:
+            how = replace(how, viewport=THUMBNAIL)
+        [picture] = await self._render(uids, _Wanted(how, numbers and numbers[:1], still=True))
+        return Response(200, _VARY | {"Content-Type": media_type}, picture)
+
+    async def uri(self, request: Request) -> Response:
+        """WADO-URI: contentType instead of Accept, other names for the parameters."""
+        uids = uids_of_uri(request)
+        _require_extra()
+        query = request.query
+        choice = choose(", ".join(query.all("contentType")), _SINGLE)
+        if choice is None:
+            raise HTTPError(406, f"contentType must be application/dicom, {', '.join(PICTURES)}")
+        for name in ("region", "presentationUID"):
+            if query.first(name):
+                raise HTTPError(501, f"{name} is not supported here")
+        number = query.first("frameNumber")
+        numbers = _numbers(number) if number else None
+        if numbers is not None and len(numbers) > 1:
+            raise HTTPError(400, "frameNumber must be one number")
+        media_type, _ = choice.value
+        [picture] = await self._render(uids, _Wanted(_uri_presentation(request, media_type), numbers))
+        return Response(200, {"Content-Type": media_type}, picture)
+
+    # Where the image is
+
+    async def _render(self, uids: Sequence[str], wanted: _Wanted) -> list[bytes]:
+        tried = 0
+        async with aclosing(self._files(retrieve_for(uids))) as files:
+            async for file in files:
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(
+                        self._workers, _pictures, file, wanted
+                    )
+                except NoSuchFrame as error:
+                    raise HTTPError(404, str(error)) from error
+                except ImageTooLarge as error:
+                    raise HTTPError(413, str(error)) from error
+                except NotRenderable as error:
+                    tried += 1
+                    if len(uids) == 3 or tried == MAXIMUM_TRIED:
+                        raise HTTPError(406, str(error)) from error
+        raise HTTPError(406, "there is no image that can be rendered")
+
+    async def _files(self, retrieve: Retrieve) -> AsyncGenerator[BinaryIO, None]:
+        """Instances as open files, each closed when the next one is asked for."""
+        located = await self._backend.locate(retrieve)
+        if located is not None and can_be_read_in_place(located[0]):
+            with await asyncio.to_thread(Path(located[0].path).open, "rb") as stored:
+                yield stored
+        instances = DeliveredInstances(await self._backend.retrieve(retrieve), _SYNTAXES)
+        try:
+            await instances.begin()
+            async for instance in instances:
+                with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as spooled:
+                    file = cast(BinaryIO, spooled)
+                    await _fill(file, instance)
+                    yield file
+        except (DataSetError, TranscodeError) as error:
+            raise HTTPError(500, f"the instance cannot be read: {error}") from error
+        finally:
+            await instances.aclose()
+
+
+async def _fill(file: BinaryIO, instance: Instance) -> None:
+    size = 0
+    async with aclosing(file_content(instance)) as content:
+        async for piece in content:
+            size += len(piece)
+            if size > MAXIMUM_FILE_BYTES:
+                raise HTTPError(
+                    413, f"the instance is longer than {MAXIMUM_FILE_BYTES} bytes, too large to be rendered"
+                )
+            await asyncio.to_thread(file.write, piece)
+    file.seek(0)
+
+
+def _pictures(file: BinaryIO, wanted: _Wanted) -> list[bytes]:
+    """In a worker. Raises RenderingError."""
+    from harmony.dicom.rendering import ImageFile
+
+    image = ImageFile(file)
+    numbers = wanted.numbers
+    if numbers is None:
+        animated = wanted.how.media_type == GIF and not wanted.still
+        numbers = range(1, image.frame_count + 1) if animated else [image.representative_frame]
+    return image.render_each(numbers, wanted.how) if wanted.apart else [image.render(numbers, wanted.how)]
+
+
+async def _each(parts: Sequence[OutgoingPart]) -> AsyncIterator[OutgoingPart]:
+    for part in parts:
+        yield part
+
+
+def _require_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HTTPError(
+            501, "images are not rendered here: the server needs pip install 'harmony-dicom[render]'"
+        )
+
+
+# What is asked for
+
+
+def is_picture_uri(request: Request) -> bool:
+    """A WADO-URI that wants a picture, which is the default (PS3.18 §9.1.2.2.1)."""
+    wanted = [each.strip().lower() for value in request.query.all("contentType") for each in value.split(",")]
+    return not any(wanted) or any(each.startswith("image/") for each in wanted)
+
+
+def _numbers(frames: str | None) -> list[int] | None:
+    if frames is None:
+        return None
+    numbers = frame_numbers(frames)
+    if numbers is None:
+        raise HTTPError(400, "the frame list must be numbers from 1, ascending, separated by commas")
+    return numbers
+
+
+def _presentation(request: Request, media_type: str) -> Presentation:
+    """PS3.18 §8.3.5.1."""
+    query = request.query
+    how = Presentation(media_type, _window(query.first("window")), _viewport(query.first("viewport")))
+    return _with_quality(how, "quality", query.first("quality"))
+
+
+def _uri_presentation(request: Request, media_type: str) -> Presentation:
+    """PS3.18 §9.1.2.2."""
+    query = request.query
+    center, width = query.first("windowCenter"), query.first("windowWidth")
+    if bool(center) != bool(width):
+        raise HTTPError(400, "windowCenter and windowWidth must be there together")
+    rows, columns = query.first("rows"), query.first("columns")
+    viewport = f"{columns or MAXIMUM_SIDE},{rows or MAXIMUM_SIDE}" if rows or columns else None
+    how = Presentation(media_type, _window(f"{center},{width}" if center else None), _viewport(viewport))
+    return _with_quality(how, "imageQuality", query.first("imageQuality"))
+
+
+def _with_quality(how: Presentation, name: str, text: str | None) -> Presentation:
+    if not text:
+        return how
+    quality = _number(text)
+    if not 1 <= quality <= 100:
+        raise HTTPError(400, f"{name} must be a number from 1 to 100")
+    return replace(how, quality=int(quality))
+
+
+def _window(text: str | None) -> Window | None:
+    if not text:
+        return None
+    try:
+        center, width, *function = text.split(",")
+        [name] = function or ["linear"]
+        return Window(float(center), float(width), WindowFunction(name.strip().lower()))
+    except ValueError as error:
+        raise HTTPError(
+            400, "window must be center,width,function: the function linear, linear-exact or sigmoid"
+        ) from error
+
+
+def _viewport(text: str | None) -> Viewport | None:
+    if not text:
+        return None
+    values = [_number(each) if each.strip() else None for each in text.split(",")]
+    sizes = [value for value in values[:2] if value is not None and 1 <= value <= MAXIMUM_SIDE]
+    x, y, source_width, source_height = (*values[2:], None, None, None, None)[:4]
+    if (
+        len(sizes) != 2
+        or len(values) > 6
+        or (x or 0) < 0
+        or (y or 0) < 0
+        or 0 in (source_width, source_height)
+    ):
+        raise HTTPError(
+            400,
+            f"viewport must be width,height with optional x,y,width,height of the source; to {MAXIMUM_SIDE}",
+        )
+    return Viewport(sizes[0], sizes[1], x or 0, y or 0, source_width, source_height)
+
+
+def _number(text: str) -> int:
+    """0 would be out of every range; raises HTTPError 400 for what is no number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < 1_000_000:
+        raise HTTPError(400, f"{text[:20]!r} is not a number that can be used here")
+    return int(number)
