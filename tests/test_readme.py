@@ -10,6 +10,7 @@ import pytest
 
 from harmony.gateway.app import Gateway
 from harmony.gateway.default_config import DEFAULT_CONFIG
+from harmony.gateway.greeting import greeting
 from harmony.gateway.loading import load
 from harmony.gateway.options import SUPPORTED
 
@@ -52,7 +53,7 @@ async def embedded_default(tmp_path, free_ports):
 async def test_greeting_of_the_first_session(embedded_default):
     gateway, localized = embedded_default
     (session,) = (text for text in blocks("console") if text.startswith("$ make run\n"))
-    assert gateway.greeting() == localized(session).splitlines()[1:]
+    assert greeting(gateway) == localized(session).splitlines()[1:]
 
 
 async def test_program_sends_to_the_embedded_default(embedded_default, tmp_path, pydicom_files):

@@ -227,6 +227,12 @@ class Server:
         )
         self._hosted.append((policy, services))
 
+    def follow(self, other: Server) -> None:
+        """Host what another server hosts, with its timeouts and limits, from now on. Associations go on as they were
+        accepted."""
+        self._hosted = other._hosted
+        self.acceptor.follow(other.acceptor)
+
     def _host_of(self, called_ae_title: str) -> tuple[AcceptorPolicy, Services]:
         """By title; the last resort is the first one added, whose policy then rejects the title."""
         for hosted in self._hosted:

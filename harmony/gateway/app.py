@@ -1,9 +1,13 @@
-"""Start and stop of the running gateway.
+"""The running gateway: start, reload and stop.
 
 Starting goes inwards out: stores, backends (which take up what a crash left), then listeners; an address that
-is taken is an error that names it. SIGTERM and SIGINT stop it outwards in: all at once, new associations are
-rejected and new connections refused; then backends finish and stores close. GRACE_S is for all of it
-together. A second signal cuts the grace short.
+is taken is an error that names it. Stopping goes outwards in: all at once, new associations are rejected and new
+connections refused; then backends finish and stores close. GRACE_S is for all of it together.
+
+Reloading makes an assembly of the new configuration, which takes over what it can of the old one, starts what is new
+in it, opens what it listens on, and then has every new association and request answered by it. Until then each step can
+be taken back, so that a configuration that cannot be used changes nothing. What was begun under the old assembly ends
+under it; what only that one needs is stopped afterwards.
 """
 
 from __future__ import annotations
@@ -11,27 +15,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import logging.handlers
-import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from harmony import __version__
 from harmony.archive.index import ArchiveIndexError
 from harmony.archive.indexing import ArchiveIndex, Progress, Report
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
+from harmony.gateway.errors import StartError
+from harmony.gateway.listeners import Listeners
 from harmony.gateway.management import Phase
-from harmony.gateway.options import PrefixOptions
 from harmony.gateway.pipelines import Assembly, assemble
-from harmony.gateway.tls import server_context
-from harmony.http import HTTPServer, Request, Response
+from harmony.http import HTTPServer, Request, Response, Router
 from harmony.http.message import HTTPError
+from harmony.http.server import Exchanged
 from harmony.jmix.store import EnvelopeStore
+from harmony.ul.association import Association
 
-__all__ = ["Gateway", "StartError", "run"]
+__all__ = ["Gateway", "Load"]
 
 logger = logging.getLogger("harmony.gateway")
 
@@ -41,189 +44,291 @@ GRACE_S = 20.0
 REPORT_S = 5.0
 """Between lines about an index that is being made at the start."""
 
-EXIT_CANNOT_START = 1
-EXIT_UNUSABLE = 2
-
-
-class StartError(Exception):
-    """The gateway cannot start; the message says what and where."""
+Load = Callable[[], LoadedConfig]
+"""Reads and checks the configuration. Blocking; raises ConfigError."""
 
 
 _Stop = Callable[[float], Awaitable[None]]
 """Given the seconds it may take, or 0.0 for at once; may be called again when it was cancelled."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Something that runs from a start to a stop. thing: itself, which several assemblies may have."""
+
+    thing: object
+    name: str
+    start: Callable[[], Awaitable[None]]
+    stop: _Stop
+
+
+class _Requests:
+    """The HTTP requests that are answered by one assembly."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def begun(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def ended(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def over(self) -> None:
+        await self._none.wait()
+
+
 class Gateway:
     """Everything a configuration describes, running between `start` and `stop`."""
 
-    def __init__(self, config: LoadedConfig) -> None:
-        """Raises ConfigError."""
+    def __init__(
+        self,
+        config: LoadedConfig,
+        *,
+        load: Load | None = None,
+        set_up_logging: Callable[[LogSettings], None] | None = None,
+    ) -> None:
+        """load: where the configuration comes from when it is to be loaded again; None: it cannot be.
+        set_up_logging: told of other settings then; raises OSError. Raises ConfigError."""
         self.config = config
-        self._assembly: Assembly = assemble(config)
-        self._management = self._assembly.management
-        self._http: HTTPServer | None = None
-        self._management_http: HTTPServer | None = None
-        """On networks of its own: the first to start, the last to stop."""
-        self._listeners: list[_Stop] = []
-        self._inner: list[_Stop] = []  # in the order of their start
+        self.assembly: Assembly = assemble(config)
+        self._load = load
+        self._set_up_logging = set_up_logging
+        self._listeners = Listeners(self._http_server(), self._http_server())
+        self._routers: dict[str, Router] = self.assembly.routers
+        self._requests = _Requests()
+        self._running: list[_Part] = []  # in the order of their start
+        self._retiring: dict[asyncio.Task[None], list[_Part]] = {}
+        self._retiring_purposes: dict[asyncio.Task[None], list[tuple[object, ...]]] = {}
+        self._reloading: asyncio.Task[LoadedConfig] | None = None
+        self._stopping = False
 
     @property
     def dicom_addresses(self) -> list[tuple[str, int]]:
         """Where DICOM is listened for, in the order of the configuration."""
-        return [address for each in self._assembly.dicom for address in each.server.acceptor.addresses]
+        return [address for each in self.assembly.dicom for address in each.server.acceptor.addresses]
 
     @property
     def http_addresses(self) -> list[tuple[str, int]]:
         """Where HTTP is listened for; networks with nothing but the management API come last."""
-        servers = (self._http, self._management_http)
-        return [address for server in servers if server is not None for address in server.addresses]
+        return [*self._listeners.http.addresses, *self._listeners.management_http.addresses]
 
     async def start(self) -> None:
         """Raises StartError; what had been started is stopped again then."""
         try:
-            await self._start()
+            with _explained():
+                await self._start()
         except BaseException:
             await self.stop(0.0)
             raise
 
     async def _start(self) -> None:
-        assembly, management = self._assembly, self._management
-        apart = management.own_networks if management is not None else frozenset()
+        management = self.assembly.management
         if management is not None:
             management.metrics.loop_lag.start()
-        if apart:
-            self._management_http = self._http_server()
-            self._inner.append(self._management_http.stop)
-            await self._listen(self._management_http, lambda network: network in apart)
-        for path, store in assembly.envelope_stores.items():
-            with _explained(f"the envelope store {path}"):
-                await asyncio.to_thread(store.open)
-            self._inner.append(_closing(store))
-        for path, index in assembly.indexes.items():
-            with _explained(f"the index of the storage folder {path}"):
-                await asyncio.to_thread(index.open, _reporting(path))
-            self._inner.append(_closing(index))
-        for folders in assembly.retrieved.values():
-            with _explained(str(folders)):
-                await folders.start()
-            self._inner.append(folders.stop)
-        for backend in assembly.backends:
-            with _explained(str(backend)):
-                await backend.start()
-            self._inner.append(backend.stop)
-        self._inner.extend(upstream.stop for upstream in assembly.upstreams)
-        self._inner.extend(studies.stop for studies in assembly.studies)
-        for listener in assembly.dicom:
-            with _explained(f"DICOM on {listener.address}"):
-                await listener.start()
-            self._listeners.append(listener.stop)
-        if any(network not in apart for network, _ in assembly.http):
-            self._http = self._http_server()
-            self._listeners.append(self._http.stop)
-            await self._listen(self._http, lambda network: network not in apart)
+        await self._listeners.open_management(self.assembly)
+        self.assembly.receivers.provide(self.assembly.provided)
+        for part in _parts(self.assembly):
+            await self._start_part(part)
+        await self._listeners.open(self.assembly)
+        self._listeners.swap(self.assembly)
+        self._told_management()
         if management is not None:
             management.phase = Phase.SERVING
 
-    def _http_server(self) -> HTTPServer:
-        counted = self._management.metrics.http.answered if self._management is not None else None
-        return HTTPServer(self._handle, on_exchanged=counted)
+    async def _start_part(self, part: _Part) -> None:
+        with _explained(part.name):
+            await part.start()
+        self._running.append(part)
 
-    async def _listen(self, server: HTTPServer, wanted: Callable[[str], bool]) -> None:
-        for network, address in self._assembly.http:
-            if wanted(network):
-                with _explained(f"HTTP on {address}"):
-                    await server.start(
-                        address.host, address.port, ssl=server_context(address), network=network
-                    )
+    def _told_management(self) -> None:
+        management = self.assembly.management
+        if management is None:
+            return
+        management.reload = self.reload if self._load is not None else None
+        for listener in self.assembly.dicom:
+            management.watched.acceptors[str(listener.address)] = listener.server.acceptor
+        management.metrics.watched = management.watched
+
+    async def reload(self) -> LoadedConfig:
+        """Go over to the configuration as it is written now. Returns it.
+
+        Raises ConfigError for one that cannot be used, StartError for what cannot be started or listened on. Nothing
+        has changed then.
+        """
+        before = self._reloading
+        self._reloading = asyncio.create_task(self._reload(before), name="reload")
+        # Whoever asked for it may leave; it goes on.
+        return await asyncio.shield(self._reloading)
+
+    async def _reload(self, before: asyncio.Task[LoadedConfig] | None) -> LoadedConfig:
+        if before is not None:
+            await asyncio.wait({before})
+        try:
+            if self._load is None or self._stopping:
+                raise StartError(
+                    "there is nothing to load again" if self._load is None else "the gateway stops"
+                )
+            config = await asyncio.to_thread(self._load)
+            retiring = [purpose for purposes in self._retiring_purposes.values() for purpose in purposes]
+            assembly = assemble(config, self.assembly, retiring=retiring)
+            with _explained():
+                await self._go_over_to(config, assembly)
+        except (ConfigError, StartError) as error:
+            logger.error("the configuration was not reloaded, nothing has changed: %s", error)
+            raise
+        logger.info("the configuration was reloaded: %s", ", ".join(map(str, config.sources)) or "embedded")
+        return config
+
+    async def _go_over_to(self, config: LoadedConfig, assembly: Assembly) -> None:
+        old = self.assembly
+        parts = list(_parts(assembly))
+        here = {id(part.thing) for part in self._running}
+        started: list[_Part] = []
+        self._routers = {**assembly.routers, **old.routers}  # nobody else answers on a network that is new
+        assembly.receivers.provide(assembly.provided)
+        try:
+            for part in parts:
+                if id(part.thing) not in here:
+                    await self._start_part(part)
+                    started.append(part)
+            await self._listeners.open(assembly)
+            if self._set_up_logging is not None and config.log != self.config.log:
+                with _explained("the log file"):
+                    self._set_up_logging(config.log)
+        except BaseException:
+            await self._listeners.restore(old)
+            self._routers = old.routers
+            old.receivers.provide(old.provided)
+            for part in reversed(started):
+                await _stopped(part.stop, 0.0)
+                self._running.remove(part)
+            raise
+        # Nothing can fail from here on, and nothing waits: everybody who comes next meets the new assembly.
+        associations = {each for listener in old.dicom for each in listener.server.acceptor.associations}
+        requests, self._requests = self._requests, _Requests()
+        self.config, self.assembly, self._routers = config, assembly, assembly.routers
+        self._listeners.swap(assembly)
+        self._told_management()
+        wanted = {id(part.thing) for part in parts}
+        retired = [part for part in self._running if id(part.thing) not in wanted]
+        self._running = [part for part in self._running if id(part.thing) in wanted]
+        task = asyncio.create_task(self._retire(retired, associations, requests), name="retire")
+        self._retiring[task] = retired
+        gone = {id(part.thing) for part in retired}
+        self._retiring_purposes[task] = [each.purpose for each in old.kept if id(each.thing) in gone]
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.pop(task, None)
+        self._retiring_purposes.pop(task, None)
+
+    async def _retire(self, parts: list[_Part], associations: set[Association], requests: _Requests) -> None:
+        """Stop what only an earlier assembly needed, when what was begun under it is over."""
+        for association in associations:
+            await association.wait_closed()
+        await requests.over()
+        await self._listeners.left()
+        while parts:
+            await _stopped(parts[-1].stop, GRACE_S)
+            parts.pop()
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Stop everything that was started, listeners first; idempotent, also after it was cancelled."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        if self._management is not None:
-            self._management.phase = Phase.STOPPING
-        await asyncio.gather(*(_stopped(stop, grace_s) for stop in self._listeners))
-        self._listeners.clear()
-        while self._inner:
-            await _stopped(self._inner[-1], max(0.0, deadline - loop.time()))
-            self._inner.pop()
-        if self._management is not None:
-            self._management.metrics.loop_lag.stop()
+        self._stopping = True
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.wait({self._reloading})
+        management = self.assembly.management
+        if management is not None:
+            management.phase = Phase.STOPPING
+        await self._listeners.stop(grace_s)
+        for task, parts in list(self._retiring.items()):
+            task.cancel()
+            await asyncio.wait({task})
+            self._running += parts
+            parts.clear()
+        while self._running:
+            await _stopped(self._running[-1].stop, max(0.0, deadline - loop.time()))
+            self._running.pop()
+        await _stopped(self._listeners.management_http.stop, max(0.0, deadline - loop.time()))
+        if management is not None:
+            management.metrics.loop_lag.stop()
+
+    # HTTP
+
+    def _http_server(self) -> HTTPServer:
+        return HTTPServer(self._handle, on_exchanged=self._exchanged)
 
     async def _handle(self, request: Request) -> Response:
-        router = self._assembly.routers.get(request.network)
+        request.state[_REQUESTS] = self._requests
+        self._requests.begun()
+        router = self._routers.get(request.network)
         if router is None:
             raise HTTPError(404, "nothing is served here")
         return await router(request)
 
-    def greeting(self) -> list[str]:
-        """What was started, and what to type next."""
-        lines = [f"Harmony {__version__} ({self.config.proxy_id}), data under {self.config.storage_path}"]
-        for listener in self._assembly.dicom:
-            host, port = listener.server.acceptor.addresses[0]
-            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-            for scp in listener.scps:
-                title = scp.options.local_aet
-                lines.append(f"  DICOM  {host}:{port}  AE title {title}")
-                lines.append(f"         try: echoscu -aec {title} {shown} {port}")
-                lines.append(f"         try: storescu -aec {title} {shown} {port} FILE.dcm")
-                if scp.backend.can_be_queried and scp.options.enable_find:
-                    lines.append(
-                        f"         try: findscu -aec {title} -S {shown} {port} "
-                        "-k QueryRetrieveLevel=STUDY -k PatientName -k StudyInstanceUID"
-                    )
-        for network, address in self._assembly.http:
-            scheme = "https" if address.tls else "http"
-            shown = "127.0.0.1" if address.host in ("0.0.0.0", "::") else address.host
-            for prefix, service, behind in sorted(self._prefixes(network)):
-                url = f"{scheme}://{shown}:{address.port}{prefix.rstrip('/')}"
-                lines.append(f"  {_LABELS.get(service, service.upper()):5}  {url}")
-                try_it = "{url}" if behind in ("http", "echo") else _CURL.get(service)
-                if try_it is not None:
-                    lines.append(f"         try: curl {try_it.format(url=url)}")
-            lines += self._management_greeting(network, f"{scheme}://{shown}:{address.port}")
-        return lines
-
-    def _management_greeting(self, network: str, url: str) -> Iterator[str]:
-        for its_network, base_path in self._management.addresses if self._management is not None else []:
-            if its_network == network:
-                yield f"  ADMIN  {url}{base_path.rstrip('/')}, {url}/health, {url}/metrics"
-                yield f"         try: curl {url}/health"
-
-    def _prefixes(self, network: str) -> set[tuple[str, str, str]]:
-        """Path prefix and service of the HTTP endpoints on a network, and the service of what is behind them."""
-        return {
-            (
-                endpoint.options.path_prefix,
-                endpoint.service,
-                pipeline.backends[0].service if pipeline.backends else "",
-            )
-            for pipeline in self.config.pipelines.values()
-            for endpoint in pipeline.endpoints
-            if network in endpoint.networks and isinstance(endpoint.options, PrefixOptions)
-        }
+    def _exchanged(self, exchanged: Exchanged) -> None:
+        request, management = exchanged.request, self.assembly.management
+        requests = request.state.get(_REQUESTS) if request is not None else None
+        if isinstance(requests, _Requests):
+            requests.ended()
+        if management is not None:
+            management.metrics.http.answered(exchanged)
 
 
-_LABELS = {"dicomweb": "WEB"}
-_CURL = {
-    "echo": "{url}",
-    "http": "-X POST {url}/echo",
-    "dicomweb": "'{url}/studies?PatientName=D*'",
-    "jmix": "'{url}/api/jmix?studyInstanceUid=UID' -o envelope.zip",
-}
+_REQUESTS = "requests"
+"""Key of `Request.state`."""
+
+
+def _parts(assembly: Assembly) -> Iterator[_Part]:
+    """What an assembly consists of, in the order of the start."""
+    for path, store in assembly.envelope_stores.items():
+        opened = _opening(store)
+        yield _Part(store, f"the envelope store {path}", opened, _closing(store))
+    for path, index in assembly.indexes.items():
+        name = f"the index of the storage folder {path}"
+        yield _Part(index, name, _opening(index, _reporting(path)), _closing(index))
+    for folders in assembly.retrieved.values():
+        yield _Part(folders, str(folders), folders.start, folders.stop)
+    for backend in assembly.backends:
+        yield _Part(backend, str(backend), backend.start, backend.stop)
+    for upstream in assembly.upstreams:
+        yield _Part(upstream, "", _nothing, upstream.stop)
+    for studies in assembly.studies:
+        yield _Part(studies, "", _nothing, studies.stop)
+
+
+async def _nothing() -> None:
+    """What only needs an end."""
+
+
+def _opening(store: EnvelopeStore | ArchiveIndex, *arguments: Report) -> Callable[[], Awaitable[None]]:
+    async def start() -> None:
+        await asyncio.to_thread(store.open, *arguments)
+
+    return start
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str = "") -> Iterator[None]:
+    prefix = f"{what}: " if what else ""
     try:
         yield
     except OSError as error:  # ssl.SSLError is one
         where = (
-            f": {error.filename}" if error.filename is not None and str(error.filename) not in what else ""
+            f"{error.filename}: " if error.filename is not None and str(error.filename) not in what else ""
         )
-        raise StartError(f"{what}{where}: {error.strerror or error}") from error
+        raise StartError(f"{prefix}{where}{error.strerror or error}") from error
     except (sqlite3.Error, ArchiveIndexError) as error:
-        raise StartError(f"{what}: {error}") from error
+        raise StartError(f"{prefix}{error}") from error
 
 
 async def _stopped(stop: _Stop, grace_s: float) -> None:
@@ -259,71 +364,3 @@ def _reporting(path: Path) -> Report:
             )
 
     return report
-
-
-def run(config: LoadedConfig) -> int:
-    """Run until a signal says stop; the process's exit status."""
-    try:
-        _set_up_logging(config.log)
-        gateway = Gateway(config)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_UNUSABLE
-    except OSError as error:
-        print(f"cannot start: the log file: {error}", file=sys.stderr)
-        return EXIT_CANNOT_START
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(gateway))
-
-
-async def _serve(gateway: Gateway) -> int:
-    stop = asyncio.Event()
-    hurry = asyncio.Event()
-
-    def told() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
-    try:
-        await gateway.start()
-    except StartError as error:
-        print(f"cannot start: {error}", file=sys.stderr)
-        return EXIT_CANNOT_START
-    print("\n".join(gateway.greeting()), flush=True)
-    await stop.wait()
-    logger.info("stopping")
-    stopping = asyncio.create_task(gateway.stop())
-    hurried = asyncio.create_task(hurry.wait())
-    await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        stopping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await stopping
-        await gateway.stop(0.0)
-    hurried.cancel()
-    return 0
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _set_up_logging(settings: LogSettings) -> None:
-    handler: logging.Handler
-    if settings.file is None:
-        handler = logging.StreamHandler()
-    else:
-        Path(settings.file).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.WatchedFileHandler(settings.file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(settings.number)

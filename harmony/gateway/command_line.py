@@ -35,15 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.print_default:
         sys.stdout.write(DEFAULT_CONFIG)
         return 0
-    try:
+
+    def read() -> LoadedConfig:
         config = load(arguments.config, env=os.environ)
         if missing := checks.unsupported(config):
             raise ConfigError([*missing, *config.warnings])
+        if arguments.log_level is not None:
+            config = replace(config, log=replace(config.log, level=arguments.log_level))
+        return config
+
+    try:
+        config = read()
     except ConfigError as error:
         _print_problems(error)
         return EXIT_UNUSABLE
-    if arguments.log_level is not None:
-        config = replace(config, log=replace(config.log, level=arguments.log_level))
     if arguments.check:
         print("\n".join(summary(config)))
         return 0
@@ -56,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return rebuild(config)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    run: Callable[[LoadedConfig], int] = importlib.import_module("harmony.gateway.app").run
-    return run(config)
+    run: Callable[[LoadedConfig, Callable[[], LoadedConfig]], int]
+    run = importlib.import_module("harmony.gateway.process").run
+    return run(config, read)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -111,6 +111,12 @@ class DicomListener:
         context = await asyncio.to_thread(server_context, self.address)
         await self.server.listen(self.address.host, self.address.port, ssl_context=context)
 
+    def follow(self, other: DicomListener) -> None:
+        """Have the endpoints of another listener, which has not started, from now on. Associations go on as they were
+        accepted."""
+        self.scps = other.scps
+        self.server.follow(other.server)
+
     async def stop(self, grace_s: float) -> None:
         """Let associations end within grace_s, rejecting new ones, then abort what is left."""
         await self.server.drain(grace_s)

@@ -142,10 +142,8 @@ class DicomSCU:
         """A PACS that is down now may be up when it is needed. Raises OSError when incoming_store_port cannot be
         listened on."""
         options = self.options
-        if options.dimse_retrieve_mode == "move":
-            self._receivers.check(options.incoming_store_port, self.local_aet)
-            if options.persistent_store_scp:
-                await self._listening.enter_async_context(self._incoming())
+        if options.dimse_retrieve_mode == "move" and options.persistent_store_scp:
+            await self._listening.enter_async_context(self._incoming())
 
     async def stop(self, grace_s: float) -> None:
         await self.pool.close(grace_s)

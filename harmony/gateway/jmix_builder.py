@@ -68,8 +68,7 @@ IN_DOUBT_KEPT_S = 7 * 86400.0
 
 
 class JmixBuilder:
-    """Packs what one pipeline receives. archive: started and stopped by this object, as are its outbox and its
-    courier."""
+    """Packs what one pipeline receives. archive: started before this object, and stopped after it."""
 
     def __init__(
         self,
@@ -120,7 +119,6 @@ class JmixBuilder:
         return self._archive.can_be_queried
 
     async def start(self) -> None:
-        await self._archive.start()
         orders = await asyncio.to_thread(self._open)
         assert self._outbox is not None
         for path in orders:
@@ -159,7 +157,6 @@ class JmixBuilder:
             await asyncio.wait({self._builder})
         if self._courier is not None:
             await self._courier.stop(max(0.0, deadline - loop.time()))
-        await self._archive.stop(0.0)
         await asyncio.to_thread(self._outbox.close)
 
     def store(self, request: StoreRequest) -> Sink:

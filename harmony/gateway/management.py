@@ -4,6 +4,7 @@ metrics").
     GET  <base_path>/info        version, uptime, platform
     GET  <base_path>/pipelines   what is put together to what
     GET  <base_path>/routes      what HTTP requests are answered, on every network
+    POST <base_path>/reload      load the configuration again; also /api/reload
     GET  /health                 200 while objects are taken and served, else 503 and why
     GET  /metrics                for Prometheus
 
@@ -19,7 +20,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,13 +28,23 @@ from harmony import __version__
 from harmony.archive.indexing import ArchiveIndex
 from harmony.dimse.observer import Observer
 from harmony.gateway.config import Backend, ConfigError, Endpoint, LoadedConfig, Origin
+from harmony.gateway.errors import StartError
 from harmony.gateway.jmix_builder import JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.metric_sources import archive_source, envelope_source, outbox_source, storage_source
-from harmony.gateway.metrics import Metrics
+from harmony.gateway.metrics import Metrics, Watched
 from harmony.gateway.options import ManagementOptions
 from harmony.gateway.study_envelope import StudyEnvelopes
-from harmony.http import Request, Response, RouteConflict, Router, json_response, normalize_prefix
+from harmony.http import (
+    Request,
+    Response,
+    RouteConflict,
+    Router,
+    error_response,
+    json_response,
+    normalize_prefix,
+)
+from harmony.http.message import HTTPError
 
 __all__ = ["Check", "Management", "Phase", "serves_management"]
 
@@ -43,6 +54,9 @@ NAME = "management"
 """Of the pipeline and the endpoint that `[management]` stands for, in what /routes lists."""
 
 OS_NAMES = {"Darwin": "macos"}
+
+Reload = Callable[[], Awaitable[LoadedConfig]]
+"""`Gateway.reload`."""
 
 Check = Callable[[], str | None]
 """Why a part cannot do its work, None when it can. Blocking."""
@@ -93,11 +107,16 @@ def serves_management(config: LoadedConfig) -> bool:
 class Management:
     """The answers, from a configuration and what became of it."""
 
-    def __init__(self, config: LoadedConfig) -> None:
-        self.phase = Phase.STARTING
-        self.metrics = Metrics()
+    def __init__(self, config: LoadedConfig, previous: Management | None = None) -> None:
+        """previous: that of the configuration before, while the gateway runs; its counting goes on here."""
+        self.phase: Phase = previous.phase if previous is not None else Phase.STARTING
+        self.metrics: Metrics = previous.metrics if previous is not None else Metrics()
+        self.watched = Watched()
+        """For `metrics`, when this configuration is the one that runs."""
+        self.reload: Reload | None = None
+        """None: there is nothing to load again."""
         self._config = config
-        self._started_at = time.monotonic()
+        self._started_at: float = previous._started_at if previous is not None else time.monotonic()
         self._checks: dict[str, Check] = {}
         self._indexes: list[ArchiveIndex] = []
         self._routers: Mapping[str, Router] = {}
@@ -129,21 +148,21 @@ class Management:
     def watch_archive(self, pipeline: str, archive: LocalArchive) -> None:
         """What a pipeline receives is kept there."""
         self._checks[f"pipeline {pipeline}"] = archive.problem
-        self.metrics.add_source(storage_source(pipeline, archive.files))
+        self.watched.sources.append(storage_source(pipeline, archive.files))
         index = archive.index
         if index is not None and index not in self._indexes:  # pipelines may share one
             self._indexes.append(index)
-            self.metrics.add_source(archive_source(pipeline, index))
+            self.watched.sources.append(archive_source(pipeline, index))
 
     def watch_builder(self, pipeline: str, component: str, builder: JmixBuilder) -> None:
         """What a pipeline receives is packed and delivered by it, over an archive that is watched already."""
         self._checks[f"pipeline {pipeline}"] = builder.problem
-        self.metrics.add_source(outbox_source(pipeline, lambda: builder.outbox))
-        self.metrics.add_source(envelope_source(pipeline, component, lambda: builder.built_count))
+        self.watched.sources.append(outbox_source(pipeline, lambda: builder.outbox))
+        self.watched.sources.append(envelope_source(pipeline, component, lambda: builder.built_count))
 
     def watch_studies(self, pipeline: str, component: str, studies: StudyEnvelopes) -> None:
         """An endpoint makes envelopes of what is there."""
-        self.metrics.add_source(envelope_source(pipeline, component, lambda: studies.built_count))
+        self.watched.sources.append(envelope_source(pipeline, component, lambda: studies.built_count))
 
     def add_routes(self, routers: dict[str, Router]) -> None:
         """Add the API to the routers of its networks, after all others. Raises ConfigError where a route is taken."""
@@ -162,7 +181,11 @@ class Management:
         router.add("GET", base + "/info", self.info, name=name, description="version and uptime")
         router.add("GET", base + "/pipelines", self.pipelines, name=name, description="configured pipelines")
         router.add("GET", base + "/routes", self.routes, name=name, description="HTTP routes")
+        router.add("POST", base + "/reload", self.load_again, name=name, description="load the configuration")
         if with_root:
+            router.add(
+                "POST", "/api/reload", self.load_again, name=name, description="load the configuration"
+            )
             router.add("GET", "/health", self.health, name=name, description="readiness")
             router.add("GET", "/metrics", self.scrape, name=name, description="metrics for Prometheus")
 
@@ -236,6 +259,20 @@ class Management:
             if problem is not None:
                 found[name] = problem
         return found
+
+    async def load_again(self, request: Request) -> Response:
+        """Where the problems are is said; what they are may quote the file, and is in the log."""
+        if self.reload is None:
+            raise HTTPError(409, "there is nothing to load again")
+        try:
+            config = await self.reload()
+        except ConfigError as error:
+            places = [f"[{each.table}] {each.key}".rstrip() for each in error.errors]
+            return error_response(409, "the configuration cannot be used, see the log", problems=places)
+        except StartError as error:
+            logger.debug("reload: %s", error)
+            return error_response(409, "the configuration cannot be started, see the log")
+        return json_response({"status": "reloaded", "warnings": len(config.warnings)})
 
     async def scrape(self, request: Request) -> Response:
         body, media_type = await self.metrics.render(request.headers.get("accept") or "")

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -36,7 +37,7 @@ from harmony.gateway.tallies import AssociationTally, Durations, HTTPTally, Loop
 from harmony.ul.acceptor import Acceptor
 from harmony.ul.pdu import describe_rejection_reason
 
-__all__ = ["Metrics", "Source"]
+__all__ = ["Metrics", "Source", "Watched"]
 
 logger = logging.getLogger("harmony.gateway")
 
@@ -60,8 +61,17 @@ OPERATIONS: Mapping[type[Message], str] = {
 KNOWN_STATUSES = frozenset(int(status) for status in Status)
 
 
+@dataclass(slots=True)
+class Watched:
+    """What is asked at a scrape, as the configuration has it."""
+
+    acceptors: dict[str, Acceptor] = field(default_factory=dict)
+    """By the address listened on; their rejections are reported."""
+    sources: list[Source] = field(default_factory=list)
+
+
 class Metrics:
-    """Everything that one gateway counts."""
+    """Everything that one gateway counts, for as long as it runs. `watched` changes with the configuration."""
 
     def __init__(self) -> None:
         self.http = HTTPTally()
@@ -70,9 +80,8 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.watched = Watched()
         self._associations: dict[tuple[str, str], AssociationTally] = {}
-        self._acceptors: dict[str, Acceptor] = {}
-        self._sources: list[Source] = []
         self._source_errors = 0
 
     def endpoint(self, name: str) -> AssociationTally:
@@ -82,13 +91,6 @@ class Metrics:
     def backend(self, name: str) -> AssociationTally:
         """What observes the associations that a backend requests."""
         return self._associations.setdefault(("backend", name), AssociationTally())
-
-    def add_acceptor(self, listener: str, acceptor: Acceptor) -> None:
-        """Have the rejections of a DICOM listener reported."""
-        self._acceptors[listener] = acceptor
-
-    def add_source(self, source: Source) -> None:
-        self._sources.append(source)
 
     async def render(self, accept: str = "") -> tuple[bytes, str]:
         """The answer to a scrape, and its media type. accept: the Accept field of the request, "" for the plain text
@@ -100,7 +102,7 @@ class Metrics:
 
     def _ask_sources(self) -> list[Metric]:
         found: list[Metric] = []
-        for source in self._sources:
+        for source in self.watched.sources:
             try:
                 found += source()
             except (OSError, sqlite3.Error, ArchiveIndexError) as error:
@@ -170,7 +172,7 @@ class Metrics:
                 ended.add_metric([*key, reason], count)
             for reason, count in tally.failures.items():
                 failed.add_metric([*key, reason], count)
-        for listener, acceptor in self._acceptors.items():
+        for listener, acceptor in self.watched.acceptors.items():
             for (_, source, code), count in acceptor.rejections.items():
                 rejected.add_metric([listener, describe_rejection_reason(source, code)], count)
         return iter((established, open_now, ended, failed, rejected, received, sent))

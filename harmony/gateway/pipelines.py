@@ -3,15 +3,19 @@
 Nothing is opened or listened on here; `app` starts what `assemble` returns, in the order of its fields, and
 stops it in reverse. Stores are shared by everyone who names the same folder: what one pipeline receives,
 another serves.
+
+A gateway that is running gives its assembly to the next one: what would be made of the same settings again is
+taken over as it is, with its associations, its queues and what it remembers. Some things cannot be there twice,
+a journal say; when their settings have changed the configuration is refused, and a restart is what it takes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -20,7 +24,7 @@ from harmony.archive.indexing import ArchiveIndex
 from harmony.dimse.observer import Observer
 from harmony.gateway import config
 from harmony.gateway.backend import Backend
-from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Pipeline
+from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Origin, Pipeline
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dicomweb import DicomWeb
@@ -49,12 +53,14 @@ from harmony.gateway.options import (
     StorageBackendOptions,
 )
 from harmony.gateway.retrieved import RetrievedFolders
-from harmony.gateway.store_receiver import StoreReceivers
+from harmony.gateway.store_receiver import StoreReceivers, require_title
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
 
 __all__ = ["Assembly", "assemble", "outboxes"]
+
+T = TypeVar("T")
 
 BUILDER_FOLDER = "jmix-builder"
 
@@ -63,6 +69,15 @@ OBJECT_FOLDER = "dimse"
 
 FILE_OPTIONS = ("storage_dir", "index", "durability", "duplicates", "max_object_bytes", "min_free_bytes")
 """Options of a dicom_scp endpoint that are about what is behind it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Something that is taken over as long as its settings stay the same. purpose: what it is for, its kind first."""
+
+    purpose: tuple[object, ...]
+    settings: object
+    thing: object
 
 
 @dataclass(slots=True)
@@ -84,6 +99,11 @@ class Assembly:
     """Network name and address of each HTTP listener."""
     management: Management | None = None
     """None: nobody can ask, so nothing is counted."""
+    receivers: StoreReceivers = field(default_factory=StoreReceivers)
+    provided: dict[int, frozenset[str]] = field(default_factory=dict)
+    """For `StoreReceivers.provide`, once the listeners are those of this assembly."""
+    kept: list[Kept] = field(default_factory=list)
+    """What the next assembly may take over."""
 
 
 class _Served(Protocol):
@@ -93,15 +113,21 @@ class _Served(Protocol):
 
 
 class _Assembler:
-    def __init__(self, loaded: LoadedConfig) -> None:
+    def __init__(
+        self, loaded: LoadedConfig, previous: Assembly | None, retiring: Collection[tuple[object, ...]]
+    ) -> None:
         self.config = loaded
-        self.assembly = Assembly(management=Management(loaded) if serves_management(loaded) else None)
+        self.retiring = retiring
+        self.previous = previous if previous is not None else Assembly()
+        management = Management(loaded, self.previous.management) if serves_management(loaded) else None
+        self.assembly = Assembly(management=management, receivers=self.previous.receivers)
+        self._origin = next((each.origin for each in loaded.pipelines.values()), loaded.management.origin)
+        """Of what several pipelines may share."""
         self._scps: dict[Listener, list[DicomSCP]] = {}
         self._pacses: dict[str, DicomSCU] = {}
         """By the name of their table."""
         self._upstreams: dict[str, HttpUpstream] = {}
         self._dicomweb_servers: dict[str, DicomwebUpstream] = {}
-        self._receivers = StoreReceivers()
         self._archives: dict[Path, LocalArchive] = {}
         """What can be retrieved from, one for each storage folder."""
         self._behind: dict[str, Backend] = {}
@@ -123,14 +149,41 @@ class _Assembler:
         for listener, scps in self._scps.items():
             self.assembly.dicom.append(DicomListener(listener, scps))
         if self.assembly.management is not None:
-            for dicom in self.assembly.dicom:
-                self.assembly.management.metrics.add_acceptor(str(dicom.address), dicom.server.acceptor)
             self.assembly.management.add_routes(self.assembly.routers)
         for network in self.config.http_networks():
             if network.http is not None:
                 self.assembly.http.append((network.name, network.http))
                 self.assembly.routers.setdefault(network.name, Router())
         return self.assembly
+
+    def _kept(
+        self,
+        purpose: tuple[object, ...],
+        settings: object,
+        make: Callable[[], T],
+        *,
+        only_one: Origin | None = None,
+    ) -> T:
+        """What the assembly before has made of the same settings, or a new one.
+
+        only_one: it cannot be there twice, so that other settings for the same purpose take a restart; where they are
+        written.
+        """
+        name = f"{purpose[0]} {purpose[1]}"
+        there = next((each for each in self.previous.kept if each.purpose == purpose), None)
+        if there is not None and there.settings == settings:
+            thing = there.thing
+        elif there is not None and only_one is not None:
+            raise ConfigError(
+                [only_one.problem("", f"changes {name}, which is in use; that takes a restart")]
+            )
+        elif only_one is not None and purpose in self.retiring:
+            message = f"needs {name}, which associations of an earlier configuration still use"
+            raise ConfigError([only_one.problem("", message)])
+        else:
+            thing = make()
+        self.assembly.kept.append(Kept(purpose, settings, thing))
+        return thing  # type: ignore[return-value]  # what is kept for a purpose is of one type
 
     def _add(self, pipeline: Pipeline) -> None:
         backend: Backend | None = None
@@ -158,13 +211,18 @@ class _Assembler:
         for listener, scps in self._scps.items():
             if any(pacs.options.incoming_store_port == listener.port for pacs in moving):
                 for number, scp in enumerate(scps):
-                    self._receivers.provided_by(listener.port, scp.policy().ae_titles)
-                    scps[number] = replace(scp, moves=self._receivers)
+                    self._provide(listener.port, scp.policy().ae_titles)
+                    scps[number] = replace(scp, moves=self.assembly.receivers)
         for pacs in moving:
             try:
-                self._receivers.check(pacs.options.incoming_store_port, pacs.local_aet)
+                require_title(self.assembly.provided, pacs.options.incoming_store_port, pacs.local_aet)
             except OSError as error:
                 raise ConfigError([pacs.origin.problem("options.local_aet", str(error.strerror))]) from error
+
+    def _provide(self, port: int, ae_titles: frozenset[str]) -> None:
+        """ae_titles: none for any. Several may share a port; their titles add up."""
+        known = self.assembly.provided.setdefault(port, ae_titles)
+        self.assembly.provided[port] = known | ae_titles if known and ae_titles else frozenset()
 
     def _observer(self, table: Endpoint | config.Backend) -> Observer | None:
         management = self.assembly.management
@@ -179,43 +237,69 @@ class _Assembler:
             return self._dicomweb_server(configured)
         if configured is not None and isinstance(configured.options, StorageBackendOptions):
             options = msgspec.structs.replace(options, storage_dir=configured.options.root / OBJECT_FOLDER)
-        archive = self._archive(options)
+        archive = self._archive(options, pipeline.name)
         if options.index:
             self._archives.setdefault(_place(options.storage_dir), archive)
         builder = next((each for each in pipeline.left if isinstance(each.options, JmixBuilderOptions)), None)
         management = self.assembly.management
         if management is not None:
             management.watch_archive(pipeline.name, archive)
+        self.assembly.backends.append(archive)
         if builder is None:
-            self.assembly.backends.append(archive)
             return archive
         assert isinstance(builder.options, JmixBuilderOptions)
-        upstream = None
-        if configured is not None and isinstance(configured.options, JmixBackendOptions):
-            try:
-                upstream = JmixUpstream(configured)
-            except (ValueError, OSError) as error:
-                raise ConfigError([configured.origin.problem("", str(error))]) from error
-        packing = JmixBuilder(
-            pipeline.name,
-            builder.options,
-            archive=archive,
-            envelopes=self._envelopes(builder.options.store_dir),
-            folder=_builder_folder(self.config, pipeline),
-            upstream=upstream,
-            window=options.max_operations,
-            fsync=options.durability == "fsync",
-        )
+        packing = self._builder(pipeline, builder, options=options, archive=archive, configured=configured)
         if management is not None:
             management.watch_builder(pipeline.name, builder.name, packing)
         self.assembly.backends.append(packing)
         return packing
 
+    def _builder(
+        self,
+        pipeline: Pipeline,
+        middleware: config.Middleware,
+        *,
+        options: DicomScpOptions,
+        archive: LocalArchive,
+        configured: config.Backend | None,
+    ) -> JmixBuilder:
+        """configured: where the envelopes go, if that is an upstream."""
+        assert isinstance(middleware.options, JmixBuilderOptions)
+        builder, envelopes = middleware.options, self._envelopes(middleware.options.store_dir)
+        if configured is not None and not isinstance(configured.options, JmixBackendOptions):
+            configured = None
+
+        def make() -> JmixBuilder:
+            try:
+                upstream = JmixUpstream(configured) if configured is not None else None
+            except (ValueError, OSError) as error:
+                assert configured is not None
+                raise ConfigError([configured.origin.problem("", str(error))]) from error
+            return JmixBuilder(
+                pipeline.name,
+                builder,
+                archive=archive,
+                envelopes=envelopes,
+                folder=_builder_folder(self.config, pipeline),
+                upstream=upstream,
+                window=options.max_operations,
+                fsync=options.durability == "fsync",
+            )
+
+        settings = (builder, archive, envelopes, configured, options.max_operations, options.durability)
+        purpose = ("the jmix_builder of pipeline", pipeline.name)
+        return self._kept(purpose, settings, make, only_one=middleware.origin)
+
     def _pacs(self, configured: config.Backend) -> DicomSCU:
         """One for all who name the same table: its limits are about what the PACS gets from all of them."""
         if configured.name not in self._pacses:
+            observer = self._observer(configured)
             try:
-                pacs = DicomSCU(configured, self._receivers, observer=self._observer(configured))
+                pacs = self._kept(
+                    ("the PACS", configured.name),
+                    (configured, observer is not None),
+                    lambda: DicomSCU(configured, self.assembly.receivers, observer=observer),
+                )
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
             self._pacses[configured.name] = pacs
@@ -225,27 +309,42 @@ class _Assembler:
     def _dicomweb_server(self, configured: config.Backend) -> DicomwebUpstream:
         if configured.name not in self._dicomweb_servers:
             try:
-                server = DicomwebUpstream(configured)
+                server = self._kept(
+                    ("the DICOMweb server", configured.name), configured, lambda: DicomwebUpstream(configured)
+                )
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
             self._dicomweb_servers[configured.name] = server
             self.assembly.backends.append(server)
         return self._dicomweb_servers[configured.name]
 
-    def _archive(self, options: DicomScpOptions) -> LocalArchive:
-        files = FileStore(
-            options.storage_dir,
-            durability=options.durability,
-            duplicates=options.duplicates,
-            maximum_object_bytes=options.max_object_bytes,
-            minimum_free_bytes=options.min_free_bytes,
-        )
-        return LocalArchive(files, self._index(options.storage_dir) if options.index else None)
+    def _archive(self, options: DicomScpOptions, pipeline: str = "") -> LocalArchive:
+        """pipeline: that which receives into it."""
+        index = self._index(options.storage_dir) if options.index else None
+
+        def make() -> LocalArchive:
+            files = FileStore(
+                options.storage_dir,
+                durability=options.durability,
+                duplicates=options.duplicates,
+                maximum_object_bytes=options.max_object_bytes,
+                minimum_free_bytes=options.min_free_bytes,
+            )
+            return LocalArchive(files, index)
+
+        settings = tuple(getattr(options, each) for each in FILE_OPTIONS)
+        return self._kept(("the archive", _place(options.storage_dir), pipeline), settings, make)
 
     def _index(self, folder: Path) -> ArchiveIndex:
         place = _place(folder)
         if place not in self.assembly.indexes:
-            self.assembly.indexes[place] = ArchiveIndex(place, durable=place in self._durable_indexes)
+            durable = place in self._durable_indexes
+            self.assembly.indexes[place] = self._kept(
+                ("the index of", place),
+                durable,
+                lambda: ArchiveIndex(place, durable=durable),
+                only_one=self._origin,
+            )
         return self.assembly.indexes[place]
 
     def _add_jmix(self, pipeline: Pipeline, endpoint: Endpoint, options: JmixEndpointOptions) -> None:
@@ -257,7 +356,11 @@ class _Assembler:
         builder = given or JmixBuilderOptions(store_dir=self.config.storage_path / ENVELOPE_FOLDER)
         envelopes = self._envelopes(options.store_dir or builder.store_dir)
         sources = [self._source(each) for each in pipeline.backends] or list(self._archives.values())
-        studies = StudyEnvelopes(sources, EnvelopeBuilder(builder, envelopes, fsync=envelopes.fsync))
+        studies = self._kept(
+            ("the envelopes of", pipeline.name, endpoint.name),
+            (builder, envelopes, tuple(sources)),
+            lambda: StudyEnvelopes(sources, EnvelopeBuilder(builder, envelopes, fsync=envelopes.fsync)),
+        )
         self.assembly.studies.append(studies)
         if self.assembly.management is not None:
             self.assembly.management.watch_studies(pipeline.name, endpoint.name, studies)
@@ -298,7 +401,9 @@ class _Assembler:
         """One for all who name the same table: its limits are about what the upstream gets from all of them."""
         if configured.name not in self._upstreams:
             try:
-                upstream = HttpUpstream(configured)
+                upstream = self._kept(
+                    ("the HTTP server", configured.name), configured, lambda: HttpUpstream(configured)
+                )
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
             self._upstreams[configured.name] = upstream
@@ -316,7 +421,14 @@ class _Assembler:
 
     def _retrieved(self, configured: config.Backend, pacs: DicomSCU) -> RetrievedFolders:
         root, ttl_s = _place(pacs.options.storage_dir), pacs.options.retrieve_ttl_secs
-        folders = self.assembly.retrieved.setdefault(root, RetrievedFolders(root, ttl_s=ttl_s))
+        folders = self.assembly.retrieved.get(root)
+        if folders is None:
+            folders = self.assembly.retrieved[root] = self._kept(
+                ("the folder of retrieved instances", root),
+                ttl_s,
+                lambda: RetrievedFolders(root, ttl_s=ttl_s),
+                only_one=configured.origin,
+            )
         if folders.ttl_s != ttl_s:
             message = f"is {ttl_s:g}, must be {folders.ttl_s:g}, as elsewhere with this storage_dir"
             raise ConfigError([configured.origin.problem("options.retrieve_ttl_secs", message)])
@@ -349,7 +461,12 @@ class _Assembler:
         place = _place(folder)
         if place not in self.assembly.envelope_stores:
             fsync = any(options.durability == "fsync" for options in self._scp_options())
-            self.assembly.envelope_stores[place] = EnvelopeStore(place, fsync=fsync)
+            self.assembly.envelope_stores[place] = self._kept(
+                ("the envelope store", place),
+                fsync,
+                lambda: EnvelopeStore(place, fsync=fsync),
+                only_one=self._origin,
+            )
         return self.assembly.envelope_stores[place]
 
 
@@ -379,7 +496,15 @@ def outboxes(loaded: LoadedConfig) -> dict[str, Path]:
     }
 
 
-def assemble(loaded: LoadedConfig) -> Assembly:
-    """Build what a configuration describes. Raises ConfigError for what only shows when it is put
-    together."""
-    return _Assembler(loaded).assemble()
+def assemble(
+    loaded: LoadedConfig,
+    previous: Assembly | None = None,
+    *,
+    retiring: Collection[tuple[object, ...]] = (),
+) -> Assembly:
+    """Build what a configuration describes.
+
+    previous: that of the gateway which runs; it is not changed. retiring: purposes of what still runs although the
+    previous assembly does not need it. Raises ConfigError for what only shows when it is put together.
+    """
+    return _Assembler(loaded, previous, retiring).assemble()

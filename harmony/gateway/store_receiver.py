@@ -4,9 +4,9 @@ All backends of a gateway share one `StoreReceivers`. An address is listened on 
 or a backend with `persistent_store_scp`, and by one server whoever they are. What no retrieve waits for is refused.
 
 A port on which a dicom_scp endpoint listens anyway is not opened a second time: the endpoint is told to give its
-instances to `open_sink` first, and the registry that it does (`provided_by`).
+instances to `open_sink` first, and the registry that it does (`provide`).
 
-    receivers.provided_by(11112, frozenset({"HARMONY"}))
+    receivers.provide({11112: frozenset({"HARMONY"})})
     services.store(receivers.open_sink(unmatched=backend.store))      # of the endpoint
     ...
     async with receivers.listening("0.0.0.0", 11112, "HARMONY") as moves:
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -30,7 +30,7 @@ from harmony.dimse.sink import Sink
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, AcceptorPolicy
 
-__all__ = ["StoreReceivers"]
+__all__ = ["StoreReceivers", "require_title"]
 
 logger = logging.getLogger("harmony.gateway")
 
@@ -64,16 +64,10 @@ class StoreReceivers:
 
     # For a dicom_scp endpoint on the same port
 
-    def provided_by(self, port: int, ae_titles: frozenset[str]) -> None:
-        """Somebody listens on a port, answers to these AE titles (none: to any), and gives instances to `open_sink`.
-
-        Several may share a port; AE titles add up.
-        """
-        known = self._provided.get(port)
-        if known is None:
-            self._provided[port] = ae_titles
-        else:
-            self._provided[port] = known | ae_titles if known and ae_titles else frozenset()
+    def provide(self, ports: Mapping[int, frozenset[str]]) -> None:
+        """From now on it is these ports on which somebody listens, answers to these AE titles (none: to any), and gives
+        instances to `open_sink`."""
+        self._provided = dict(ports)
 
     def open_sink(self, unmatched: OpenSink | None = None) -> OpenSink:
         """What to give to `Services.store`: instances that a retrieve waits for go to it, others to `unmatched`; None
@@ -92,16 +86,6 @@ class StoreReceivers:
 
     # For a backend
 
-    def check(self, port: int, ae_title: str) -> None:
-        """Raises OSError when the port is that of an endpoint which does not answer to the AE title."""
-        titles = self._provided.get(port)
-        if titles and ae_title not in titles:
-            message = (
-                f"incoming_store_port {port} is that of a dicom_scp endpoint with the AE title "
-                f"{' or '.join(sorted(titles))}; local_aet is {ae_title}, must be the same, or the port another one"
-            )
-            raise OSError(errno.EADDRINUSE, message)
-
     @asynccontextmanager
     async def listening(
         self,
@@ -118,7 +102,7 @@ class StoreReceivers:
         observer: of the associations to the AE title. It, maximum_length and timeouts are those of the first in this
         moment. Raises OSError when the address cannot be listened on.
         """
-        self.check(port, ae_title)
+        require_title(self._provided, port, ae_title)
         if port in self._provided:
             yield self.moves
             return
@@ -153,6 +137,20 @@ class StoreReceivers:
             finally:
                 place.server = None
                 place.ae_titles.clear()
+
+
+def require_title(provided: Mapping[int, frozenset[str]], port: int, ae_title: str) -> None:
+    """Raises OSError when the port is that of an endpoint which does not answer to the AE title.
+
+    provided: as for `StoreReceivers.provide`.
+    """
+    titles = provided.get(port)
+    if titles and ae_title not in titles:
+        message = (
+            f"incoming_store_port {port} is that of a dicom_scp endpoint with the AE title "
+            f"{' or '.join(sorted(titles))}; local_aet is {ae_title}, must be the same, or the port another one"
+        )
+        raise OSError(errno.EADDRINUSE, message)
 
 
 async def _listen(host: str, port: int, timeouts: Timeouts | None) -> Server:

@@ -111,6 +111,7 @@ class Connection:
         self.task: asyncio.Task[None] | None = None
         self._client = ("", 0)
         self._http = h11.Connection(h11.SERVER)
+        self.accepted_on: tuple[str, int] | None = None  # the address listened on, as it was asked for
         self.idle = False  # waiting for the first byte of a request
         self._busy = False  # a handler is running or its answer being sent
         self._abandoned = False

@@ -42,7 +42,8 @@ class HTTPServer:
         self.handler = handler
         self.on_exchanged = on_exchanged
         self.limits = limits if limits is not None else ServerLimits()
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[tuple[tuple[str, int], asyncio.Server]] = []
+        """Each with the address that was asked for."""
         self._connections: set[Connection] = set()
         self._refused: set[Connection] = set()
         self._stopping = False
@@ -62,7 +63,9 @@ class HTTPServer:
         scheme = "https" if ssl is not None else "http"
 
         def accept() -> asyncio.Protocol:
-            return Connection(self, network=network, scheme=scheme).channel
+            connection = Connection(self, network=network, scheme=scheme)
+            connection.accepted_on = (host, port)
+            return connection.channel
 
         listener = await asyncio.get_running_loop().create_server(
             accept,
@@ -74,23 +77,34 @@ class HTTPServer:
             ssl_handshake_timeout=self.limits.header_timeout_s if ssl is not None else None,
             ssl_shutdown_timeout=LINGER_TIMEOUT_S if ssl is not None else None,
         )
-        self._listeners.append(listener)
+        self._listeners.append(((host, port), listener))
         return _addresses(listener)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where it listens, in the order of the starts."""
-        return [address for listener in self._listeners for address in _addresses(listener)]
+        return [address for _, listener in self._listeners for address in _addresses(listener)]
 
     @property
     def connections(self) -> frozenset[Connection]:
         """Those open now."""
         return frozenset(self._connections)
 
+    def stop_listening(self, host: str, port: int) -> None:
+        """Close the listener on an address. Connections that were accepted there are closed after the request that is
+        in progress."""
+        for asked, listener in self._listeners:
+            if asked == (host, port):
+                listener.close()
+        self._listeners = [each for each in self._listeners if each[0] != (host, port)]
+        for connection in self._connections:
+            if connection.accepted_on == (host, port):
+                connection.finish_soon()
+
     async def stop(self, grace_s: float = 0.0) -> None:
         """Accept no more, finish what is in progress within `grace_s`, cancel the rest. Idempotent."""
         self._stopping = True
-        for listener in self._listeners:
+        for _, listener in self._listeners:
             listener.close()
         for connection in self._connections | self._refused:
             connection.finish_soon()

@@ -136,6 +136,20 @@ class Acceptor:
         self._servers.append(server)  # before it serves, which takes a moment in which we may be cancelled
         await server.start_serving()
 
+    def follow(self, other: Acceptor) -> None:
+        """Take on the timeouts, limits and checks of another acceptor, for associations that are accepted from now
+        on."""
+        self.limits = other.limits
+        self._timeouts = other._timeouts
+        self._size_limits = other._size_limits
+        self._verify_identity = other._verify_identity
+
+    def stop_listening(self) -> None:
+        """Close the sockets listened on; associations, and requests for one that have come in, go on."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
     async def drain(self, grace_s: float) -> None:
         """Stop in order: reject new associations (2/3/1), let the open ones end, abort what is left after
         grace_s.
@@ -155,8 +169,7 @@ class Acceptor:
     async def close(self) -> None:
         """Stop at once: close the sockets, abort every association, wait until all are closed."""
         self._draining = self._closing = True
-        for server in self._servers:
-            server.close()
+        self.stop_listening()
         for task in self._handshakes:
             task.cancel()
         for association in list(self._connections):
@@ -164,7 +177,6 @@ class Acceptor:
             association.cut_after_writing()
         await asyncio.gather(*self._handshakes, *self._decisions.values(), return_exceptions=True)
         await self._none_connected.wait()
-        self._servers.clear()
 
     def _make_association(self, connected: Callable[[Association], None] | None = None) -> Association:
         return Association(

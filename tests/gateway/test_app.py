@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 
-from harmony.gateway.app import Gateway, StartError
+from harmony.gateway.app import Gateway
+from harmony.gateway.errors import StartError
+from harmony.gateway.greeting import greeting
 from harmony.ul.errors import AssociationAborted, AssociationRejected, ConnectFailed
 
 WAIT_S = 10.0
@@ -28,7 +31,7 @@ async def test_greeting_names_what_to_type(bench):
     gateway = await bench.start()
     assert gateway.dicom_addresses == [("127.0.0.1", bench.dicom_port)]
     assert gateway.http_addresses == [("127.0.0.1", bench.http_port)]
-    text = "\n".join(gateway.greeting())
+    text = "\n".join(greeting(gateway))
     assert str(bench.storage) in text
     assert f"echoscu -aec GATEWAY 127.0.0.1 {bench.dicom_port}" in text
     assert f"http://127.0.0.1:{bench.http_port}/jmix/api/jmix?studyInstanceUid=UID" in text
@@ -56,7 +59,7 @@ async def test_stop_is_idempotent(bench):
 
 async def test_stop_after_one_that_was_cancelled_waits_for_what_is_being_closed(bench, monkeypatch):
     gateway = await bench.start()
-    (index,) = gateway._assembly.indexes.values()
+    (index,) = gateway.assembly.indexes.values()
     close, closing, go_on, calls = index.close, threading.Event(), threading.Event(), []
 
     def close_slowly():
@@ -83,7 +86,7 @@ async def test_listeners_stop_together(bench, make_instance, until):
     gateway = await bench.start()
     async with bench.associate() as scu:
         stopping = asyncio.create_task(gateway.stop(20.0))
-        await until(lambda: not gateway._http.addresses)
+        await until(lambda: not gateway.http_addresses)
         assert not await connects(bench.http_port)
         with pytest.raises(AssociationRejected) as rejected:
             async with bench.associate():
@@ -110,14 +113,21 @@ async def test_end_of_the_grace_aborts_associations(bench, make_instance):
     assert bench.files() == ["1.1.dcm"]
 
 
-async def test_part_that_does_not_stop_keeps_none_of_the_others(bench, caplog):
+async def test_part_that_does_not_stop_keeps_none_of_the_others(bench, caplog, monkeypatch):
     gateway = await bench.start()
 
     async def fail(grace_s: float) -> None:
         raise RuntimeError("a defect")
 
-    gateway._inner.append(fail)
-    gateway._listeners.insert(0, fail)
+    listener = gateway.assembly.dicom[0]
+    stop = listener.stop
+
+    async def stop_and_fail(grace_s: float) -> None:
+        await stop(grace_s)
+        await fail(grace_s)
+
+    monkeypatch.setattr(listener, "stop", stop_and_fail)
+    gateway._running.append(replace(gateway._running[0], stop=fail))
     await gateway.stop(1.0)
     assert caplog.text.count("did not stop cleanly") == 2
     assert not await connects(bench.dicom_port)

@@ -167,6 +167,6 @@ async def test_association_that_is_idle_for_too_long(receiver, until):
     receiver.scp = "idle_timeout_secs = 0.05"
     gateway = await receiver.start()
     async with receiver.associate() as scu:
-        server = gateway._assembly.dicom[0].server
+        server = gateway.assembly.dicom[0].server
         await until(lambda: not server.acceptor.associations)
         await until(lambda: not scu.association.is_open)

@@ -1136,7 +1136,7 @@ async def test_a_port_on_which_an_endpoint_listens(pacs, moving, free_port, reac
 
     services = Services()
     services.store(receivers.open_sink(endpoint_store))
-    receivers.provided_by(free_port, frozenset({"HARMONY"}))
+    receivers.provide({free_port: frozenset({"HARMONY"})})
     pacs.destinations["HARMONY"] = Peer("127.0.0.1", free_port, "HARMONY")
     options = {"dimse_retrieve_mode": "move", "incoming_store_port": free_port, "persistent_store_scp": True}
     async with (

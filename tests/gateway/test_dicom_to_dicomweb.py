@@ -171,7 +171,7 @@ async def start(
             gateway = Gateway(loaded)
             await gateway.start()
             stack.push_async_callback(gateway.stop, 0.0)
-            backend = next(each for each in gateway._assembly.backends if isinstance(each, DicomwebUpstream))
+            backend = next(each for each in gateway.assembly.backends if isinstance(each, DicomwebUpstream))
             return Bridge(gateway, dicom, backend)
 
         yield begin

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harmony.gateway.app import Gateway
+from harmony.gateway.greeting import greeting
 from harmony.http.client import HTTPClient, UpstreamResponse
 
 
@@ -94,7 +95,7 @@ async def test_the_greeting_says_what_to_type(
         service = "echo"
         """
     )
-    (hint,) = [line for line in Gateway(config).greeting() if "try:" in line]
+    (hint,) = [line for line in greeting(Gateway(config)) if "try:" in line]
     url = f"http://127.0.0.1:{free_port}/echo"
     assert hint.strip() == f"try: curl {url}"
     assert (await ask("GET", "/echo")).status == 200

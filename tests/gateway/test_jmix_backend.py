@@ -147,7 +147,7 @@ async def test_outbox_that_cannot_be_written_is_written_later(
 ):
     monkeypatch.setattr(jmix_backend, "DISK_DELAY_S", 0.01)
     await forward.start()
-    outbox = forward.gateway._assembly.backends[0]._outbox
+    outbox = forward.gateway.assembly.backends[-1]._outbox
     delivered, failures = outbox.delivered, iter([sqlite3.OperationalError("database or disk is full")] * 3)
 
     def full_for_a_while(delivery_id: int, **arguments: object) -> None:
@@ -235,7 +235,7 @@ async def test_cancelled_and_stopped_again(forward, upstream, make_instance, unt
     await forward.send(make_instance("1.1"))
     await upstream.next()
     stopping = asyncio.create_task(gateway.stop(60.0))
-    courier = gateway._assembly.backends[0]._courier
+    courier = gateway.assembly.backends[-1]._courier
     await until(courier._stopping.is_set)
     stopping.cancel()
     await asyncio.wait({stopping})

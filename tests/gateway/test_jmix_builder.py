@@ -191,7 +191,7 @@ async def test_doubts_that_cannot_be_written_down_keep_the_journal_open(
     """An open journal says the same after a crash."""
     monkeypatch.setattr(jmix_builder, "BOOKS_DELAY_S", 0.01)
     await forward.start()
-    outbox = forward.gateway._assembly.backends[0]._outbox
+    outbox = forward.gateway.assembly.backends[-1]._outbox
     outbox._database.execute("ALTER TABLE in_doubt RENAME TO gone")
     await forward.send(make_instance("1.1"), abort=True)
     await until(lambda: "cannot be written down" in caplog.text)

@@ -359,7 +359,7 @@ async def test_upload_that_breaks_off_leaves_nothing(bench, until):
 
 async def test_store_that_cannot_take_an_upload(bench, monkeypatch):
     await bench.start()
-    (store,) = bench.gateway._assembly.envelope_stores.values()
+    (store,) = bench.gateway.assembly.envelope_stores.values()
 
     def full(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -585,7 +585,7 @@ async def test_backend_that_fails(archive, monkeypatch, caplog, error, status):
     async def retrieve(_: Retrieve) -> Selection:
         raise error
 
-    (source,) = archive.gateway._assembly.backends
+    (source,) = archive.gateway.assembly.backends
     monkeypatch.setattr(source, "retrieve", retrieve)
     for path in (f"?studyInstanceUid={STUDY}", f"/prime/{STUDY}"):
         answer = await ask_archive(archive, path)
@@ -613,7 +613,7 @@ async def test_client_that_leaves_ends_the_retrieve(archive, monkeypatch, make_i
     async def retrieve(_: Retrieve) -> Selection:
         return Selection(instances())
 
-    (source,) = archive.gateway._assembly.backends
+    (source,) = archive.gateway.assembly.backends
     monkeypatch.setattr(source, "retrieve", retrieve)
     _, writer = await asyncio.open_connection("127.0.0.1", archive.http_port)
     writer.write(f"GET /other/api/jmix?studyInstanceUid={STUDY} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
@@ -639,7 +639,7 @@ async def test_gateway_that_stops_ends_the_retrieve(archive, monkeypatch, make_i
     async def retrieve(_: Retrieve) -> Selection:
         return Selection(instances())
 
-    (source,) = archive.gateway._assembly.backends
+    (source,) = archive.gateway.assembly.backends
     monkeypatch.setattr(source, "retrieve", retrieve)
     asking = asyncio.create_task(ask_archive(archive, f"?studyInstanceUid={STUDY}"))
     async with asyncio.timeout(20):

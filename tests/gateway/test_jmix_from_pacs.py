@@ -78,7 +78,7 @@ def left(bench) -> Callable[[], list[str]]:
 
 def answering(bench, monkeypatch, instances: Callable[[], AsyncIterator[Any]]) -> None:
     """Let the archive of the PACS answer a retrieve with these."""
-    archive, _ = bench.gateway._assembly.backends
+    archive, _ = bench.gateway.assembly.backends
 
     async def retrieve(_: object) -> Selection:
         return Selection(instances())
@@ -181,7 +181,7 @@ async def test_pacs_that_dies(pacs, make_instance, left, monkeypatch, within):
     await pacs.start()
     instances = [make_instance("1.1"), make_instance("1.2", pixels=bytes(2_000_000))]
     await pacs.send(*instances)
-    (listener,) = pacs.gateway._assembly.dicom
+    (listener,) = pacs.gateway.assembly.dicom
     dying: list[asyncio.Task[None]] = []
 
     async def die() -> None:

@@ -11,8 +11,10 @@ import sys
 import pytest
 
 import harmony
-from harmony.gateway.app import Gateway, StartError
+from harmony.gateway.app import Gateway
 from harmony.gateway.config import ConfigError
+from harmony.gateway.errors import StartError
+from harmony.gateway.greeting import greeting
 from harmony.gateway.management import Management, Phase
 from harmony.gateway.pipelines import assemble
 from harmony.http import Router
@@ -103,7 +105,9 @@ async def test_routes(managed):
     assert [(each["path"], each["methods"]) for each in routes] == [
         ("/admin/info", ["GET"]),
         ("/admin/pipelines", ["GET"]),
+        ("/admin/reload", ["POST"]),
         ("/admin/routes", ["GET"]),
+        ("/api/reload", ["POST"]),
         ("/health", ["GET"]),
         ("/jmix/api/jmix", ["GET"]),
         ("/jmix/api/jmix", ["POST"]),
@@ -120,7 +124,7 @@ async def test_routes(managed):
         "service_type": "management",
         "pipeline": "management",
     }
-    assert routes[4] == {
+    assert routes[6] == {
         "path": "/jmix/api/jmix",
         "methods": ["GET"],
         "description": "envelope of a study",
@@ -130,7 +134,7 @@ async def test_routes(managed):
     }
 
 
-@pytest.mark.parametrize("path", ["/admin", "/admin/authorize", "/info", "/health/x", "/api/reload"])
+@pytest.mark.parametrize("path", ["/admin", "/admin/authorize", "/info", "/health/x", "/api/info"])
 async def test_other_paths_are_not_found(path, managed):
     await managed.start()
     assert await ask(managed.http_port, path) == (404, {"error": "Not found"})
@@ -245,7 +249,7 @@ def test_network_is_required(bench):
 
 async def test_greeting(apart, free_port):
     gateway = await apart.start()
-    text = "\n".join(gateway.greeting())
+    text = "\n".join(greeting(gateway))
     url = f"http://127.0.0.1:{free_port}"
     assert f"  ADMIN  {url}/admin, {url}/health, {url}/metrics\n         try: curl {url}/health" in text
 
@@ -284,7 +288,7 @@ async def test_upstream_that_is_down_is_no_problem(apart, free_ports, free_port,
 
 async def test_builder_that_ended(managed):
     gateway = await managed.start()
-    (builder,) = gateway._assembly.backends
+    *_, builder = gateway.assembly.backends
     builder._bookkeeper.cancel()
     await asyncio.wait({builder._bookkeeper})
     status, body = await ask(managed.http_port, "/health")
@@ -295,7 +299,7 @@ async def test_own_network_answers_until_the_gateway_has_stopped(apart, free_por
     gateway = await apart.start()
     async with apart.associate():
         stopping = asyncio.create_task(gateway.stop(20.0))
-        await until(lambda: gateway._management.phase is Phase.STOPPING)
+        await until(lambda: gateway.assembly.management.phase is Phase.STOPPING)
         status, body = await ask(free_port, "/health")
         assert (status, body["status"]) == (503, "stopping")
         async with HTTPClient(f"http://127.0.0.1:{free_port}", timeout_s=10.0) as client:
@@ -308,7 +312,7 @@ async def test_own_network_answers_until_the_gateway_has_stopped(apart, free_por
 
 async def test_own_network_answers_before_the_gateway_has_started(apart, free_port):
     gateway = Gateway(apart.config())
-    (backend,) = gateway._assembly.backends
+    *_, backend = gateway.assembly.backends
     starting, start = asyncio.Event(), asyncio.Event()
     real_start = backend.start
 

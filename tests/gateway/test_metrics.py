@@ -103,7 +103,7 @@ async def test_objects_are_counted_by_status_and_timed(managed, make_instance, s
 
 async def test_associations_and_their_bytes(managed, make_instance, scrape, until):
     gateway = await managed.start()
-    (listener,) = gateway._assembly.dicom
+    (listener,) = gateway.assembly.dicom
     async with managed.associate() as scu:
         await scu.store(make_instance("1.1", pixels=b"\1" * 100_000))
         during = await scrape()
@@ -319,10 +319,10 @@ async def test_source_that_fails_is_left_out_and_counted(caplog, tmp_path):
     def fails():
         raise sqlite3.OperationalError("database is locked")
 
-    metrics.add_source(fails)
-    metrics.add_source(storage_source("a", FileStore(tmp_path)))
-    metrics.add_source(storage_source("b", FileStore(tmp_path)))
-    metrics.add_source(storage_source("c", FileStore(tmp_path / "missing")))
+    metrics.watched.sources.append(fails)
+    metrics.watched.sources.append(storage_source("a", FileStore(tmp_path)))
+    metrics.watched.sources.append(storage_source("b", FileStore(tmp_path)))
+    metrics.watched.sources.append(storage_source("c", FileStore(tmp_path / "missing")))
     text, _ = await metrics.render()
     samples = Samples(text.decode())
     assert samples("harmony_metrics_source_errors_total") == 2
@@ -337,7 +337,7 @@ async def test_source_that_fails_is_left_out_and_counted(caplog, tmp_path):
 
 async def test_what_is_in_the_archive(managed, make_instance, scrape, until):
     gateway = await managed.start()
-    (index,) = gateway._assembly.indexes.values()
+    (index,) = gateway.assembly.indexes.values()
     await managed.send(make_instance("1.1"), make_instance("1.2"), make_instance("2.1", study="2"))
     await until(lambda: index.progress()[1] == 0)
     samples = await scrape()
@@ -352,7 +352,7 @@ async def test_what_is_in_the_archive(managed, make_instance, scrape, until):
 
 async def test_lag_of_the_event_loop(managed, scrape, until):
     gateway = await managed.start()
-    durations = gateway._assembly.management.metrics.loop_lag.durations
+    durations = gateway.assembly.management.metrics.loop_lag.durations
     await until(lambda: sum(durations.counts) >= 2)
     samples = await scrape()
     assert samples("harmony_event_loop_lag_seconds_count") >= 2
@@ -396,6 +396,6 @@ async def test_every_metric_is_documented(forward, managed, make_instance, get, 
 
 async def test_nothing_is_observed_when_nobody_can_ask(bench, make_instance):
     gateway = await bench.start()
-    assert gateway._assembly.management is None
-    assert [scp.observer for listener in gateway._assembly.dicom for scp in listener.scps] == [None]
+    assert gateway.assembly.management is None
+    assert [scp.observer for listener in gateway.assembly.dicom for scp in listener.scps] == [None]
     assert await bench.send(make_instance("1.1")) == [0]

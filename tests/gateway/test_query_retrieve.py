@@ -465,7 +465,7 @@ async def test_an_abort_frees_everything(archive, destination, collect, until, o
 
     client = asyncio.create_task(invoke())
     await begun.wait()
-    acceptor = archive.gateway._assembly.dicom[0].server.acceptor
+    acceptor = archive.gateway.assembly.dicom[0].server.acceptor
     (association,) = acceptor.associations
     association.abort()
     aborted.set()

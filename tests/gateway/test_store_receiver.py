@@ -95,8 +95,7 @@ async def test_an_endpoint_may_have_the_port(free_port):
 
     services = Services()
     services.store(receivers.open_sink(keep))
-    receivers.provided_by(free_port, frozenset({"A"}))
-    receivers.provided_by(free_port, frozenset({"B"}))
+    receivers.provide({free_port: frozenset({"A", "B"})})
     async with serve(services, port=free_port), receivers.listening("0.0.0.0", free_port, "A") as moves:
         assert receivers.addresses == []
         with pytest.raises(DimseError, match="kept"):
@@ -115,9 +114,11 @@ async def test_an_endpoint_may_have_the_port(free_port):
     assert kept == ["1.2.3"]
     assert len(opened) == 1
     with pytest.raises(OSError, match="AE title A or B; local_aet is C"):
-        receivers.check(free_port, "C")
-    receivers.provided_by(free_port, frozenset())  # one that answers to any
-    receivers.check(free_port, "C")
+        async with receivers.listening("0.0.0.0", free_port, "C"):
+            pass
+    receivers.provide({free_port: frozenset()})  # one that answers to any
+    async with receivers.listening("0.0.0.0", free_port, "C"):
+        assert receivers.addresses == []
 
 
 async def test_a_user_cancelled_at_any_step_leaves_nothing_open(free_port):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import socket
 import subprocess
 import sys
@@ -217,6 +218,33 @@ def test_storage_that_cannot_be_written(tmp_path, make_upstream, make_gateway, f
         (line,) = ended.stderr.splitlines()
         assert line.startswith("cannot start: ")
         assert str(tmp_path / "file" / "storage") in line
+
+
+async def until_logged(process, text: str) -> None:
+    while text not in process.log.read_text():  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+async def test_hang_up_loads_the_configuration_again(tmp_path, make_gateway, processes, free_port, instances):
+    gateway = make_gateway(tmp_path, port=free_port, upstream_port=9)
+    good = 'logging.log_level = "info"\n' + gateway.config.read_text()
+    gateway.config.write_text(good)
+    processes.append(gateway)
+    await gateway.start()
+    (instance,) = instances(1)
+    async with asyncio.timeout(30), open_association(free_port) as begun:
+        gateway.config.write_text("[oops")
+        gateway.process.send_signal(signal.SIGHUP)
+        await until_logged(gateway, "nothing has changed: 1 error in the configuration")
+        gateway.config.write_text(good.replace('"GATEWAY"', '"RENAMED"'))
+        gateway.process.send_signal(signal.SIGHUP)
+        await until_logged(gateway, "the configuration was reloaded")
+        with pytest.raises(AssociationRejected):
+            async with open_association(free_port):
+                pass
+        assert (await begun.store(instance)).status == 0
+    gateway.terminate()
+    assert await gateway.wait() == 0
 
 
 def test_damaged_outbox_is_named(tmp_path, make_gateway, free_port):

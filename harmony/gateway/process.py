@@ -1,0 +1,112 @@
+"""The gateway as a process: logging, signals, exit status.
+
+SIGTERM and SIGINT stop it in order, a second one cuts the grace short. SIGHUP loads the configuration again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from harmony.gateway.app import Gateway, Load
+from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
+from harmony.gateway.errors import StartError
+from harmony.gateway.greeting import greeting
+
+__all__ = ["run"]
+
+logger = logging.getLogger("harmony.gateway")
+
+EXIT_CANNOT_START = 1
+EXIT_UNUSABLE = 2
+
+
+def run(config: LoadedConfig, load: Load) -> int:
+    """Run until a signal says stop; the process's exit status. load: for when it is to be loaded again."""
+    try:
+        _set_up_logging(config.log)
+        gateway = Gateway(config, load=load, set_up_logging=_set_up_logging)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_UNUSABLE
+    except OSError as error:
+        print(f"cannot start: the log file: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(gateway))
+
+
+async def _serve(gateway: Gateway) -> int:
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def told() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    hung_up = asyncio.Event()
+    loop.add_signal_handler(
+        signal.SIGHUP, hung_up.set
+    )  # before the start: SIGHUP must not end a process that starts
+    try:
+        await gateway.start()
+    except StartError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    print("\n".join(greeting(gateway)), flush=True)
+    reloading = asyncio.create_task(_reload_when(hung_up, gateway))
+    await stop.wait()
+    logger.info("stopping")
+    stopping = asyncio.create_task(gateway.stop())
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        await gateway.stop(0.0)
+    hurried.cancel()
+    reloading.cancel()
+    return 0
+
+
+async def _reload_when(hung_up: asyncio.Event, gateway: Gateway) -> None:
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        with contextlib.suppress(ConfigError, StartError):  # which have been logged
+            await gateway.reload()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _set_up_logging(settings: LogSettings) -> None:
+    """Raises OSError when the file cannot be written to; what was set up before stays then."""
+    handler: logging.Handler
+    if settings.file is None:
+        handler = logging.StreamHandler()
+    else:
+        Path(settings.file).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.WatchedFileHandler(settings.file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before, root.handlers[:] = root.handlers[:], [handler]
+    for each in before:
+        each.close()
+    root.setLevel(settings.number)
