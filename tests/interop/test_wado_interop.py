@@ -55,14 +55,14 @@ def uids(dataset: Dataset) -> tuple[str, str, str]:
 
 @pytest.fixture(params=["archive", "orthanc"])
 async def service(
-    request: pytest.FixtureRequest, start_gateway, free_port, pydicom_files
+    request: pytest.FixtureRequest, start_gateway, free_port, pydicom_files, tmp_path
 ) -> AsyncIterator[Service]:
     backend = "storage"
-    address = "{}"
+    options = f'{{ root = "{tmp_path / "archive"}" }}'
     if request.param == "orthanc":
         pacs = await asyncio.to_thread(request.getfixturevalue("start_orthanc"))
         backend = "dicom_scu"
-        address = f'{{ aet = "{pacs.ae_title}", host = "127.0.0.1", port = {pacs.port} }}'
+        options = f'{{ aet = "{pacs.ae_title}", host = "127.0.0.1", port = {pacs.port} }}'
     await start_gateway(
         f"""
         [network.n.http]
@@ -78,7 +78,7 @@ async def service(
         options.public_url = "http://127.0.0.1:{free_port}/web"  # the client's Host header has no port
         [backends.behind]
         service = "{backend}"
-        options = {address}
+        options = {options}
         """
     )
     root = f"http://127.0.0.1:{free_port}/web"
