@@ -1,4 +1,5 @@
-"""Real peers for the interoperability tests: DCMTK's storescp, a pynetdicom storage SCP, Orthanc, any tool.
+"""Real peers for the interoperability tests: DCMTK's storescp, a pynetdicom storage SCP, Orthanc, any tool, and
+programs for Node with packages from npm.
 
 Every peer listens on 127.0.0.1 on a port of its own, is ready when its fixture hands it out (a connect
 succeeded), and is killed when the test ends. No wait is longer than its deadline and none is a sleep. Missing
@@ -13,6 +14,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
@@ -32,6 +34,8 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 READY_TIMEOUT_S = 30.0  # Orthanc opens its database and loads its plugins before it listens
 STOP_TIMEOUT_S = 10.0
 TOOL_TIMEOUT_S = 60.0
+NPM_FOLDER = Path(__file__).with_name("npm")
+NPM_TIMEOUT_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +269,84 @@ def pynetdicom_scp(
         yield scp
     finally:
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def run_npm(require_peer: Callable[[str], str]) -> Callable[..., None]:
+    """run_npm("ci", ...): npm, in the folder of the programs for it. What it cannot fetch is a missing peer."""
+
+    def run(*arguments: object) -> None:
+        require_peer("node")
+        command = [require_peer("npm"), *map(str, arguments)]
+        command += ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        try:
+            finished = subprocess.run(
+                command,
+                cwd=NPM_FOLDER,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=NPM_TIMEOUT_S,
+                text=True,
+                check=False,
+            )
+            reason = finished.stdout.strip() if finished.returncode else ""
+        except subprocess.TimeoutExpired:
+            reason = f"nothing came in {NPM_TIMEOUT_S} s"
+        if reason:
+            require_peer(f"npm packages: npm {arguments[0]}: {reason[-1000:]}")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def npm_packages(run_npm: Callable[..., None]) -> Path:
+    """The folder of the programs for Node, with the packages of its package-lock.json beside them."""
+    lock = NPM_FOLDER / "package-lock.json"
+    installed = NPM_FOLDER / "node_modules" / ".package-lock.json"  # written last
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        run_npm("ci")
+    return NPM_FOLDER
+
+
+@pytest.fixture
+def run_node(
+    require_peer: Callable[[str], str], npm_packages: Path
+) -> Callable[[str, Mapping[str, Any]], Any]:
+    """run_node("client.mjs", task): one of our programs for Node, JSON in and out."""
+
+    def run(program: str, task: Mapping[str, Any]) -> Any:
+        finished = subprocess.run(
+            [require_peer("node"), npm_packages / program],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            timeout=NPM_TIMEOUT_S,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout)
+
+    return run
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """start_program(toml, port...): `python -m harmony` in a process of its own, from the moment that it listens there.
+
+    The configuration gets a name and a storage folder below tmp_path.
+    """
+    with ExitStack() as running:
+
+        def start(text: str, *ports: int) -> None:
+            path = tmp_path / "config.toml"
+            path.write_text(
+                f'[proxy]\nid = "interop"\n[storage.options]\npath = "{tmp_path / "storage"}"\n' + text
+            )
+            command = [sys.executable, "-m", "harmony", "--config", path]
+            running.enter_context(_running(command, log=tmp_path / "harmony.log", ports=list(ports)))
+
+        yield start
 
 
 @pytest.fixture

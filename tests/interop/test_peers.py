@@ -65,3 +65,14 @@ def test_a_missing_peer_is_a_skip_or_where_required_a_failure(require_peer, monk
     monkeypatch.setenv("HARMONY_REQUIRE_PEERS", required)
     with pytest.raises(outcome, match="peer missing: no-such-program"):
         require_peer("no-such-program")
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome"),
+    [("1", pytest.fail.Exception), ("0", pytest.skip.Exception)],
+    ids=["fail", "skip"],
+)
+def test_so_is_a_package_that_npm_does_not_get(run_npm, monkeypatch, tmp_path, required, outcome):
+    monkeypatch.setenv("HARMONY_REQUIRE_PEERS", required)
+    with pytest.raises(outcome, match="peer missing: npm packages: npm pack: "):
+        run_npm("pack", "dicomweb-client@0.11.3", "--offline", "--cache", tmp_path)
