@@ -9,12 +9,16 @@ The tools block. In a test that serves Harmony from its own event loop call them
 `await asyncio.to_thread(run_tool, "storescu", "127.0.0.1", port, path)`.
 """
 
+import base64
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
@@ -307,6 +311,37 @@ def npm_packages(run_npm: Callable[..., None]) -> Path:
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         run_npm("ci")
     return NPM_FOLDER
+
+
+@pytest.fixture(scope="session")
+def npm_viewer(require_peer: Callable[[str], str], run_npm: Callable[..., None]) -> Path:
+    """The folder with the web pages of the viewer that package.json names.
+
+    They are built already: of the package only they are fetched and kept, not the hundreds of others that it was
+    built from, nor what it infers with.
+    """
+    require_peer("chromium")  # or there is nothing to fetch it for
+    pinned = json.loads((NPM_FOLDER / "package.json").read_text())["viewer"]
+    viewer = NPM_FOLDER / "viewer" / pinned["version"]
+    if viewer.exists():
+        return viewer
+    viewer.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=viewer.parent) as temporary:
+        folder = Path(temporary)
+        run_npm("pack", f"{pinned['name']}@{pinned['version']}", "--pack-destination", folder)
+        (package,) = folder.glob("*.tgz")
+        digest = hashlib.sha512(package.read_bytes()).digest()
+        assert f"sha512-{base64.b64encode(digest).decode()}" == pinned["integrity"]
+        with tarfile.open(package) as archive:
+            for member in archive:
+                name = Path(member.name)
+                if not name.is_relative_to("package/dist") or "ort" in name.parts or name.suffix == ".map":
+                    continue
+                if content := archive.extractfile(member):
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(content.read())
+        (folder / "package" / "dist").rename(viewer)
+    return viewer
 
 
 @pytest.fixture
