@@ -205,7 +205,9 @@ class Channel(asyncio.Protocol):
 
     async def close(self, *, timeout_s: float) -> None:
         """Send what is unsent, then close; abort when the peer takes nothing for `timeout_s`."""
-        if not self.transport.is_closing():  # asyncio's TLS transport cannot be asked any more when it is closed twice
+        if (
+            not self.transport.is_closing()
+        ):  # asyncio's TLS transport cannot be asked any more when it is closed twice
             self.transport.close()
         while not self._lost.done():
             unsent = self.transport.get_write_buffer_size()
