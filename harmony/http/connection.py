@@ -2,9 +2,9 @@
 
 One task per connection takes bytes from its channel, request after request, runs the handler and writes the answer; the
 channel (channel.py) bounds what is buffered on either side. A client that leaves cancels the task, wherever the handler
-is; its generators are closed. A client that only shuts down its sending side while its request is being answered counts
-as gone too: TCP does not tell the two apart. (While a handler leaves a large body unread, the socket is not read, and
-the leaving is noticed at the next read or write.)
+is, and the body of the answer is closed; only that closing is not cancelled. A client that only shuts down its sending
+side while its request is being answered counts as gone too: TCP does not tell the two apart. (While a handler leaves a
+large body unread, the socket is not read, and the leaving is noticed at the next read or write.)
 
 Each request gets a fresh h11 connection, and of a head no more bytes than the limit are fed, so that a request has one
 outcome however TCP happened to cut it. Created by `HTTPServer` (server.py), which also stops it.
@@ -41,6 +41,9 @@ DRAIN_BYTES = 256 * 1024
 LINGER_TIMEOUT_S = 5.0
 """How long a client may go on sending after its answer: closing at once would reset the connection, and the answer be
 lost on its way (RFC 9112 §9.6)."""
+
+BODY_CLOSE_TIMEOUT_S = 30.0
+"""For a body to clean up: a retrieve that is left waits a second for its PACS, a folder may have to be emptied."""
 
 _FOREIGN = {0x16: "TLS", 0x01: "DICOM (A-ASSOCIATE-RQ)"}  # first byte of a record, of a PDU (PS3.8 §9.3.2)
 
@@ -115,6 +118,8 @@ class Connection:
         self.idle = False  # waiting for the first byte of a request
         self._busy = False  # a handler is running or its answer being sent
         self._abandoned = False
+        self._closing_body = False
+        self._cancel_later = False  # when the body is closed
         self._closing = False  # no further request
         self._requests = 0
         self._response_started = False
@@ -131,9 +136,8 @@ class Connection:
             self.channel.wake()
 
     def abort(self) -> None:
-        """Close now, whatever is in progress; the task ends soon after."""
-        if self.task is not None:
-            self.task.cancel()
+        """Close now, whatever is in progress but the closing of a body; the task ends soon after."""
+        self._cancel()
 
     def _start(self) -> None:
         peer = self.channel.transport.get_extra_info("peername")
@@ -146,8 +150,14 @@ class Connection:
 
     def _abandon(self) -> None:
         """The client left: cancel the handler, once, so that its clean-up is not cancelled as well."""
-        if self._busy and not self._abandoned and self.task is not None:
+        if self._busy and not self._abandoned:
             self._abandoned = True
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._closing_body:
+            self._cancel_later = True
+        elif self.task is not None:
             self.task.cancel()
 
     # The task
@@ -373,7 +383,23 @@ class Connection:
         finally:
             close = getattr(chunks, "aclose", None)  # generators have it, an AsyncIterator need not
             if close is not None:
+                await self._close_body(close)
+
+    async def _close_body(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Whoever leaves meanwhile, be it the client or the server, is attended to afterwards."""
+        self._closing_body = True
+        try:
+            async with asyncio.timeout(BODY_CLOSE_TIMEOUT_S) as timeout:
                 await close()
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise TimeoutError(f"a body was not closed within {BODY_CLOSE_TIMEOUT_S:g} s") from None
+        finally:
+            self._closing_body = False
+            if self._cancel_later:
+                self._cancel_later = False
+                self._cancel()
 
     async def _send_whole(
         self, request: Request | None, method: str, response: Response, body: bytes

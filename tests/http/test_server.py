@@ -648,6 +648,77 @@ async def test_client_leaving_closes_a_streaming_generator(serve: Any, endless: 
     await happened(closed)
 
 
+class OneChunk:
+    """A body of one chunk. (Generators clean up when they end, before they are closed.)"""
+
+    def __init__(self) -> None:
+        self.chunks = [b"all of it"]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.chunks:
+            raise StopAsyncIteration
+        return self.chunks.pop()
+
+
+@pytest.mark.parametrize("leave", ["abort", "close", "server stops"])
+@pytest.mark.parametrize("closed_while", ["the body is over", "the client has left"])
+async def test_closing_a_body_is_not_cancelled(serve: Any, leave: str, closed_while: str) -> None:
+    closing, go_on, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Body(OneChunk):
+        async def __anext__(self) -> bytes:
+            if not self.chunks and closed_while == "the client has left":
+                await asyncio.Event().wait()
+            return await super().__anext__()
+
+        async def aclose(self) -> None:
+            closing.set()
+            await go_on.wait()
+            closed.set()
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=Body())
+
+    served = await serve(handler)
+    client = await served.connect()
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await client.head()
+    if closed_while == "the client has left":
+        client.abort()
+    await happened(closing)
+    (connection,) = served.server.connections
+    if leave == "server stops":
+        connection.abort()
+        await asyncio.sleep(0)
+    else:
+        client.abort() if leave == "abort" else await client.close()
+        await until(lambda: connection.channel.eof)
+    go_on.set()
+    await happened(closed)
+    await _connections(served.server, 0)
+
+
+async def test_closing_a_body_has_a_deadline(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("harmony.http.connection.BODY_CLOSE_TIMEOUT_S", 0.01)
+
+    class Body(OneChunk):
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=Body())
+
+    served = await serve(handler)
+    await served.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    await _connections(served.server, 0)
+    assert "a body was not closed within 0.01 s" in caplog.text
+
+
 async def test_client_leaving_within_its_upload_cancels_the_handler(serve: Any) -> None:
     entered, cancelled = asyncio.Event(), asyncio.Event()
 
