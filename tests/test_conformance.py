@@ -40,7 +40,6 @@ from harmony.dimse import (
     RetrieveFailed,
     Services,
     associate,
-    cancellation,
     destination,
     find,
     get,
@@ -53,7 +52,7 @@ from harmony.dimse import (
     sub_operations,
 )
 from harmony.dimse.command import decode
-from harmony.gateway import query_retrieve
+from harmony.gateway import dicom_scu, query_retrieve
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import AetEntry, DicomScpOptions, DicomScuOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
@@ -263,7 +262,7 @@ def test_it_has_the_defaults_of_the_scu() -> None:
     kept = table["Idle association"][0]
     assert kept.startswith(f"kept for {pool['idle_s'].default:g} seconds")
     assert f"after {pool['check_after_s'].default:g} seconds" in kept
-    assert table["The final response after C-CANCEL"][0].startswith(f"{cancellation.CANCEL_S:g} seconds")
+    assert table["The final response after C-CANCEL"][0].startswith(f"{dicom_scu.CANCEL_S:g} seconds")
 
 
 class PACS(LocalArchive):

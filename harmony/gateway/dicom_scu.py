@@ -27,7 +27,7 @@ from harmony.archive.index import StoredInstance
 from harmony.archive.levels import Level
 from harmony.archive.matcher import IdentifierError, Problem
 from harmony.dicom.json_model import DataSetError, Model, ModelError, decode_data_set
-from harmony.dimse.cancellation import CANCEL_S, OperationInterrupted
+from harmony.dimse.cancellation import OperationInterrupted
 from harmony.dimse.command import PRIORITY_MEDIUM
 from harmony.dimse.information_model import Proposal
 from harmony.dimse.move_receiver import MoveReceiver, OpenSink
@@ -62,6 +62,10 @@ logger = logging.getLogger("harmony.gateway")
 
 MOVE_RESPONSE_S: Final = 300.0
 """For a response to a C-MOVE to somebody else, however short timeout_secs is."""
+
+CANCEL_S: Final = 0.5
+"""For the final response after C-CANCEL. Whoever has left is to cost nothing after a second, and a PACS that is in the
+middle of a large instance, or does not look for C-CANCEL, takes longer: a new association is cheaper."""
 
 UPLOADED_PAIRS: Final = 64
 """SOP classes with transfer syntaxes of single uploads that are proposed together, so that they share associations."""

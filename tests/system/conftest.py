@@ -312,6 +312,11 @@ class Flood:
 
 
 @pytest.fixture
+def make_process() -> type[Process]:
+    return Process
+
+
+@pytest.fixture
 def make_gateway() -> type[Gateway]:
     return Gateway
 
