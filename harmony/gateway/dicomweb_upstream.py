@@ -189,7 +189,7 @@ class DicomwebUpstream:
             async with aclosing(read_json_array(ResponseBody(response))) as objects:
                 async for encoded in objects:
                     yield msgspec.json.decode(encoded, type=dict[str, dict[str, object]])
-        except (JSONArrayError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (JSONArrayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DimseError(
                 Status.CANNOT_UNDERSTAND, "an answer of the DICOMweb server is no DICOM JSON"
             ) from error

@@ -66,7 +66,7 @@ def _decoded(body: bytes) -> Model:
     """Servers that are none say something else."""
     try:
         decoded: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     if isinstance(decoded, list):
         decoded = decoded[0] if len(decoded) == 1 else {}

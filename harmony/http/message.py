@@ -271,6 +271,8 @@ class Request:
         """The body decoded as JSON (Any: whatever JSON holds); HTTPError 400 when it is not JSON, 413 when too long."""
         try:
             return msgspec.json.decode(await self.body.read(limit_bytes))
+        except RecursionError:
+            raise HTTPError(400, "request body is not JSON: it is nested too deep") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # msgspec's text says where, never what; a body may be patient data.
             raise HTTPError(400, f"request body is not JSON: {_without_data(error)}") from error

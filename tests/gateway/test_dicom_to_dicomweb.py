@@ -392,6 +392,8 @@ async def test_a_server_without_pages(start: Start) -> None:
         (200, b"<html>", 0xC000),
         (200, b"[{]", 0xC000),
         (200, b'[{"0020000D": 1}]', 0xC000),
+        (200, b'[{"00081115":' * 10_000, 0xC000),
+        (200, b'[{"00081115":{"vr":' + b"[" * 10_000 + b"]" * 10_000 + b"}}]", 0xC000),
     ],
 )
 async def test_answers_to_a_search(start: Start, status: int, body: bytes, refused: int | None) -> None:

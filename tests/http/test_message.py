@@ -136,6 +136,13 @@ async def test_json_body_or_400_without_the_data() -> None:
         assert "DOE" not in refused.value.message
 
 
+async def test_json_without_a_bottom_is_400() -> None:
+    deep = RequestBody.of(b"[" * 10_000 + b"]" * 10_000)
+    with pytest.raises(HTTPError, match="request body is not JSON: it is nested too deep") as refused:
+        await Request("POST", "/", body=deep).json()
+    assert refused.value.status == 400
+
+
 def test_errors_are_json() -> None:
     answer = error_response(404, "Study not found", study="1.2.3")
     assert (answer.status, answer.body) == (404, b'{"error":"Study not found","study":"1.2.3"}')
