@@ -362,6 +362,8 @@ def _element(name: str, tag: int, values: list[str]) -> Element:
         return {"vr": vr}
     if vr in _NO_COMMA:
         values = [part.strip() for text in values for part in text.split(",")]
+    if vr == "DT" or tag == TIMEZONE_OFFSET:
+        values = [_LOST_PLUS.sub("+", text) for text in values]
     found = [text for text in values if text]
     return key_element(name, tag, found or None)
 
@@ -378,6 +380,9 @@ def _number(name: str, text: str) -> int:
         raise bad_key(name, "must be a whole number from 0")
     return int(text)
 
+
+_LOST_PLUS: Final = re.compile(r" (?=\d{4}(?:-|$))", re.ASCII)
+"""Of an offset from UTC, by clients that do not encode it: in a form it is a space."""
 
 _FLAGS: Final[Mapping[str, Any]] = {"true": True, "false": False}
 

@@ -467,6 +467,8 @@ async def test_a_time_zone(search):
     target = "/studies?StudyDate=20240106&TimezoneOffsetFromUTC="
     assert await search.found(target + "%2B0900", "0020000D") == ["1.1"]
     assert await search.found(target + "%2B0100", "0020000D") == []
+    for unencoded in ("+0900", "%200900"):
+        assert await search.found(target + unencoded, "0020000D") == ["1.1"]
 
 
 async def test_unknown_values_do_not_match_where_that_is_wanted(archive):
