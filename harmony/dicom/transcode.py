@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ from harmony.dimse.sop_class import (
 )
 from harmony.dimse.source import Data, pieces
 
-__all__ = ["NATIVE_TRANSFER_SYNTAXES", "TranscodeError", "Transcoder", "transcode"]
+__all__ = ["NATIVE_TRANSFER_SYNTAXES", "TranscodeError", "Transcoder", "in_turns", "transcode"]
 
 NATIVE_TRANSFER_SYNTAXES = (
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -78,6 +78,17 @@ async def _stream(data: Data, transcoder: Transcoder) -> AsyncGenerator[bytes | 
                 await asyncio.sleep(0)  # a long header takes its time
         last = b"".join(transcoder.finish())
         yield last if ahead is None else bytes(ahead) + last
+
+
+async def in_turns(chunks: AsyncIterable[Piece], transfer_syntax_uid: str) -> AsyncGenerator[Piece, None]:
+    """A data set in portions, after each of which others have their turn: what is deflated may be a thousand times as
+    long as it looks."""
+    deflated = transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+    async for chunk in chunks:
+        step = _INFLATE_INPUT_BYTES if deflated else len(chunk)
+        for at in range(0, len(chunk), step or 1):
+            yield chunk[at : at + step]
+            await asyncio.sleep(0)
 
 
 class Transcoder:

@@ -23,7 +23,7 @@ from harmony.archive.stored_header import MAXIMUM_HEADER_BYTES
 from harmony.dicom.bulk_data import HeaderStream, name_bulk_data
 from harmony.dicom.data_set_decoder import MAXIMUM_VALUE_BYTES
 from harmony.dicom.json_model import PIXEL_DATA, DataSetError, Model, decode_data_set, text_of
-from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, TranscodeError
+from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, TranscodeError, in_turns
 from harmony.dimse.cancellation import close_iterator
 from harmony.dimse.retrieve_scp import Selection, Unavailable
 from harmony.dimse.scu import Instance
@@ -68,11 +68,13 @@ async def headers_of(selection: Selection, root: str) -> AsyncGenerator[bytes | 
 async def _read(instance: Instance, root: str) -> bytes | Unavailable:
     try:
         header = HeaderStream(instance.transfer_syntax_uid)
-        async with aclosing(pieces(instance.data)) as fragments:
-            async for fragment in fragments:
-                if header.feed(fragment):
+        async with (
+            aclosing(pieces(instance.data)) as fragments,
+            aclosing(in_turns(fragments, instance.transfer_syntax_uid)) as portions,
+        ):
+            async for portion in portions:
+                if header.feed(portion):
                     break
-                await asyncio.sleep(0)  # a long header takes its time
         long = header.size_bytes > _LONG_HEADER_BYTES
         model = await asyncio.to_thread(header.finish) if long else header.finish()
         uids = [text_of(model, tag) for tag in (0x0020000D, 0x0020000E)]

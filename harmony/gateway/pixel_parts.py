@@ -23,6 +23,7 @@ from harmony.dicom.bulk_data import ValueStream
 from harmony.dicom.frame_stream import FrameBegin, FrameEnd, FrameEvent, FrameStream
 from harmony.dicom.frames import FileFrames, FrameError, FrameLayout, Segment, is_video, shifted
 from harmony.dicom.json_model import Model
+from harmony.dicom.transcode import in_turns
 from harmony.dimse.scu import Instance
 from harmony.dimse.sop_class import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN
 from harmony.dimse.source import pieces
@@ -159,9 +160,11 @@ class _Arriving:
         self.count = 1
         self._instances = instances
         self._data = pieces(instance.data)
+        self._portions = in_turns(self._data, instance.transfer_syntax_uid)
 
     async def aclose(self) -> None:
         try:
+            await self._portions.aclose()
             await self._data.aclose()
         finally:
             await self._instances.aclose()
@@ -189,12 +192,11 @@ class ArrivingPixelData(_Arriving):
         self.count = len(self._numbers) if self._numbers is not None else self._frames.layout.frame_count
 
     async def _read(self) -> AsyncGenerator[FrameEvent, None]:
-        async for piece in self._data:
+        async for piece in self._portions:
             for event in self._frames.feed(piece):
                 yield event
             if self._frames.is_complete:
                 return
-            await asyncio.sleep(0)  # what is passed over takes its time, too
         for event in self._frames.finish():
             yield event
 
@@ -240,12 +242,11 @@ class ArrivingValue(_Arriving):
             raise FrameError("Not found")
 
     async def _read(self) -> AsyncGenerator[bytes | memoryview, None]:
-        async for piece in self._data:
+        async for piece in self._portions:
             for part in self._value.feed(piece):
                 yield part
             if self._value.is_complete:
                 return
-            await asyncio.sleep(0)
         for part in self._value.finish():
             yield part
 

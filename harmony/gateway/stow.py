@@ -165,7 +165,7 @@ class _Store:
         except HTTPError as error:
             if body.error is not None:
                 raise
-            logger.info("a part of a store is no DICOM file: %s", error.message)
+            logger.debug("a part of a store is no DICOM file: %s", error.message)
             self.report.failed_unnamed(Status.CANNOT_UNDERSTAND)
             return
         try:

@@ -16,6 +16,7 @@ Not here: transfer encodings (HTTP has none, RFC 9110 §8.4) and nested multipar
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -257,6 +258,7 @@ async def read_parts(chunks: AsyncIterable[bytes], boundary: bytes) -> AsyncGene
             part = Part(event.headers, events)
             yield part
             await part.skip()
+            await asyncio.sleep(0)  # a chunk may hold thousands of them
     finally:
         await events.aclose()
 

@@ -27,7 +27,9 @@ def item(uid: str = "1.2", **reasons: Any) -> dict[str, Any]:
         (507, 0xA700), (301, 0xC000),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"status":"stored"}', b"[]", b"7", b"\xff", b"[" * 10_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"status":"stored"}', b"[]", b"7", b"\xff", b"[" * 10_000]
+)
 def test_by_http_status(http_status: int, body: bytes, status: int) -> None:
     assert store_outcome(http_status, body, "1.2").status == status
 

@@ -1,9 +1,10 @@
 """harmony.http.multipart: the syntax of RFC 2046 §5.1, in any pieces; what is not that is refused."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from harmony.http import HTTPError, RequestBody
@@ -170,6 +171,45 @@ def test_what_was_written_is_read(written: list[bytes], size: int) -> None:
     assert contents(*pieces, boundary=boundary) == written
 
 
+_BOUNDARY = b"-bo-un-d"
+_NEARLY = st.sampled_from(
+    [
+        (line_end + b"--" + _BOUNDARY)[:size]
+        for line_end in (b"\r\n", b"\n", b"\r")
+        for size in range(1, len(_BOUNDARY) + 4)
+    ]
+)  # fmt: skip
+
+
+@given(
+    written=st.lists(
+        st.lists(_NEARLY | st.binary(max_size=3), max_size=12).map(b"".join), min_size=1, max_size=4
+    ),
+    line_end=st.sampled_from([b"\r\n", b"\n"]),
+    around=st.tuples(
+        st.sampled_from([b"", b"preamble", b"--", b"--" + _BOUNDARY[:-1]]), st.binary(max_size=40)
+    ),
+    data=st.data(),
+)
+def test_what_is_nearly_a_boundary_is_content_however_it_is_cut(
+    written: list[bytes], line_end: bytes, around: tuple[bytes, bytes], data: st.DataObject
+) -> None:
+    delimiter = line_end + b"--" + _BOUNDARY
+    assume(not any(delimiter in line_end + content + line_end for content in written))
+    preamble, epilogue = around
+    body = preamble + b"".join(
+        delimiter + line_end + b"A: 1" + line_end * 2 + content for content in written
+    ) + delimiter + b"--" + epilogue  # fmt: skip
+    for at in data.draw(st.lists(st.integers(0, len(body)), min_size=1, max_size=5)):
+        assert contents(body[:at], body[at:], boundary=_BOUNDARY) == written
+    assert contents(*(bytes([byte]) for byte in body), boundary=_BOUNDARY) == written
+
+
+@given(st.lists(st.binary(max_size=60), max_size=6))
+def test_any_bytes_are_parts_or_an_error(pieces: list[bytes]) -> None:
+    assert isinstance(outcome([b"--b\r\n", *pieces], b"b"), list | str)
+
+
 def test_content_is_not_kept() -> None:
     parser = MultipartParser(b"b")
     list(parser.feed(b"--b\r\n\r\n"))
@@ -194,6 +234,27 @@ async def test_what_is_left_of_a_part_is_skipped() -> None:
         part.headers.get("content-location") async for part in read_parts(RequestBody.of(TWO_PARTS), b"b")
     ]
     assert found == [None, "/2"]
+
+
+async def turns_of_others(work: Awaitable[object]) -> int:
+    """How often another task had its turn meanwhile."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    await work
+    counting.cancel()
+    return turns
+
+
+async def test_many_small_parts_leave_turns_to_others() -> None:
+    body = RequestBody.of(b"--b\r\n\r\n\r\n" * 1000 + b"--b--")
+    assert await turns_of_others(read_all(body)) >= 999
 
 
 async def read_all(chunks: AsyncIterable[bytes]) -> list[bytes]:
