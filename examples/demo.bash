@@ -16,6 +16,7 @@ work=
 keep=
 free_ports=
 python=
+orthanc_plugins= # as a JSON list has them
 declare -A processes=() # by name: the process ID
 
 demo() {
@@ -146,6 +147,15 @@ start() {
     wait_until "$START_TIMEOUT_S" listening "$name" "$port" || fail "$name did not start"
 }
 
+# find_orthanc_plugin NAME: Orthanc is started with it
+find_orthanc_plugin() {
+    local path
+    for path in {/usr/share,/usr/local/share}/orthanc/plugins/lib"$1".so*; do
+        if [ -e "$path" ]; then orthanc_plugins=\"$path\" && return; fi
+    done
+    fail "the plugin $1 of Orthanc is not installed"
+}
+
 # start_orthanc NAME=AE_TITLE:PORT...: an empty one on $ORTHANC_PORT and $ORTHANC_HTTP_PORT, which knows these
 start_orthanc() {
     local each modality modalities= program
@@ -161,6 +171,7 @@ start_orthanc() {
   "DicomPort": $ORTHANC_PORT,
   "HttpPort": $ORTHANC_HTTP_PORT,
   "DicomModalities": {$modalities},
+  "Plugins": [$orthanc_plugins],
   "DicomAlwaysAllowFind": true,
   "DicomAlwaysAllowGet": true,
   "DicomAlwaysAllowMove": true,

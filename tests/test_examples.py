@@ -17,6 +17,7 @@ DCMTK = ("echoscu", "storescu", "findscu", "getscu", "movescu", "storescp")
 DEMONSTRATIONS = {
     "dicom-backend": ("Orthanc", "curl"),
     "dicom-scp": (*DCMTK, "Orthanc", "curl"),
+    "dicom-to-dicomweb": (*DCMTK, "Orthanc", "curl"),
     "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
     "dicomweb": ("storescu", "Orthanc", "curl", "unzip"),
     "dimse-integration": ("echoscu", "storescu", "findscu", "getscu", "Orthanc", "curl"),
