@@ -29,6 +29,7 @@ from harmony.gateway.backend import Backend
 from harmony.gateway.backend_errors import BACKEND_ERRORS, BackendError, backend_failure
 from harmony.gateway.capabilities import Capability, capabilities
 from harmony.gateway.config import Endpoint
+from harmony.gateway.mixed_media_types import refuse_mixed_media_types
 from harmony.gateway.options import DicomwebOptions
 from harmony.gateway.qido import Qido
 from harmony.gateway.rendered import PICTURES, Rendered, is_picture_uri
@@ -229,6 +230,8 @@ class DicomWeb:
     def _answering(self, handle: Handle) -> Handle:
         async def answer(request: Request) -> Response:
             try:
+                if request.method != "POST":
+                    refuse_mixed_media_types(request)
                 response = await handle(request)
             except (HTTPError, *BACKEND_ERRORS) as error:
                 response = self._failure(request, error).response()

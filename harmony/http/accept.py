@@ -35,6 +35,7 @@ __all__ = [
     "MediaRange",
     "Offer",
     "TransferSyntaxes",
+    "accepted",
     "choose",
     "negotiate",
     "parse_accept",
@@ -138,17 +139,20 @@ def negotiate(request: Request, offers: Sequence[Offer[ValueT]]) -> Choice[Value
 
     An answer that depends on this should say `Vary: Accept`.
     """
-    asked = [value for value in request.query.all("accept") if value.strip()]
-    if asked:
-        # A "+" that is not percent-encoded is a space in a query string, and no media type has one.
-        accept: str | None = _UNESCAPED_PLUS.sub("+", ", ".join(asked))
-    else:
-        accept = request.headers.get("accept")
-    choice = choose(accept, offers)
+    choice = choose(accepted(request), offers)
     if choice is None:
         listed = ", ".join(dict.fromkeys(offer.media_type for offer in offers))
         raise HTTPError(406, f"nothing here is acceptable to this request; offered: {listed}")
     return choice
+
+
+def accepted(request: Request) -> str | None:
+    """What it accepts: the `accept` query parameter, else the header; None when it has neither."""
+    asked = [value for value in request.query.all("accept") if value.strip()]
+    if asked:
+        # A "+" that is not percent-encoded is a space in a query string, and no media type has one.
+        return _UNESCAPED_PLUS.sub("+", ", ".join(asked))
+    return request.headers.get("accept")
 
 
 def choose(accept: str | None, offers: Sequence[Offer[ValueT]]) -> Choice[ValueT] | None:
