@@ -12,9 +12,11 @@ from typing import Final
 
 __all__ = [
     "ImageTooLarge",
+    "NoImage",
     "NoSuchFrame",
     "NotRenderable",
     "Presentation",
+    "Region",
     "RenderingError",
     "Viewport",
     "Window",
@@ -32,6 +34,10 @@ class RenderingError(Exception):
 
 class NotRenderable(RenderingError):
     """No image, or one that cannot be decoded."""
+
+
+class NoImage(NotRenderable):
+    """A report, a presentation state, or pixel data that no header describes."""
 
 
 class NoSuchFrame(RenderingError):
@@ -82,6 +88,20 @@ class Viewport:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A part of the image, in fractions of its width and height (PS3.18 §9.1.2.2). Raises ValueError for none."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.left < self.right <= 1 and 0 <= self.top < self.bottom <= 1):
+            raise ValueError("a region must be within the image and have a size")
+
+
+@dataclass(frozen=True, slots=True)
 class Presentation:
     """media_type: image/jpeg or image/png, of one frame; image/gif, of any number. quality: of JPEG, 1 to 100."""
 
@@ -90,6 +110,8 @@ class Presentation:
     """None: the first that the image has, else all its values."""
     viewport: Viewport | None = None
     quality: int = DEFAULT_QUALITY
+    region: Region | None = None
+    """What the viewport is filled with; None: all of the image."""
 
 
 def codestream_samples(data: bytes) -> int | None:

@@ -28,9 +28,11 @@ from harmony.dicom.presentation import (
     GIF,
     JPEG,
     ImageTooLarge,
+    NoImage,
     NoSuchFrame,
     NotRenderable,
     Presentation,
+    Region,
     Viewport,
     Window,
     WindowFunction,
@@ -73,7 +75,7 @@ class ImageFile:
     """The image in a Part 10 file, little-endian and not deflated. It must stay open for as long as this is used."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Raises NotRenderable when there is no image in it."""
+        """Raises NoImage when there is no image in it."""
         self._file = file
         try:
             file.seek(0)
@@ -84,7 +86,7 @@ class ImageFile:
             self._layout = _layout(self._header)
             self._samples = self._header.Rows * self._header.Columns * self._header.get("SamplesPerPixel", 1)
         except Exception as error:  # whatever pydicom makes of a header like this
-            raise NotRenderable("there is no image in this instance") from error
+            raise NoImage("there is no image in this instance") from error
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
@@ -106,7 +108,9 @@ class ImageFile:
         Raises NoSuchFrame, ImageTooLarge, and NotRenderable.
         """
         self._check(numbers, how)
-        pictures = [_shown(self._picture(number, how.window), how.viewport) for number in numbers]
+        pictures = [
+            _shown(_part(self._picture(number, how.window), how.region), how.viewport) for number in numbers
+        ]
         return _encoded(pictures, how, self._frame_ms())
 
     def render_each(self, numbers: Sequence[int], how: Presentation) -> list[bytes]:
@@ -287,6 +291,17 @@ def _levels(values: Pixels) -> Pixels:
 
 
 # Pictures
+
+
+def _part(picture: Image.Image, region: Region | None) -> Image.Image:
+    """At least one pixel of it."""
+    if region is None:
+        return picture
+    left = min(round(region.left * picture.width), picture.width - 1)
+    top = min(round(region.top * picture.height), picture.height - 1)
+    right = max(round(region.right * picture.width), left + 1)
+    bottom = max(round(region.bottom * picture.height), top + 1)
+    return picture.crop((left, top, right, bottom))
 
 
 def _shown(picture: Image.Image, viewport: Viewport | None) -> Image.Image:

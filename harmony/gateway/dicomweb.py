@@ -32,7 +32,8 @@ from harmony.gateway.config import Endpoint
 from harmony.gateway.mixed_media_types import refuse_mixed_media_types
 from harmony.gateway.options import DicomwebOptions
 from harmony.gateway.qido import Qido
-from harmony.gateway.rendered import PICTURES, Rendered, is_picture_uri
+from harmony.gateway.rendered import PICTURES, Rendered
+from harmony.gateway.rendered_request import is_picture_uri
 from harmony.gateway.service_root import service_root
 from harmony.gateway.stow import Stow
 from harmony.gateway.wado import Wado

@@ -5,7 +5,7 @@ WADO-URI with an image as contentType (§9.1.2.2).
     frames          one: the same; several: image/gif, or each as part of multipart/related
     thumbnail       image/jpeg, image/png, image/gif: one frame; of a study or series of the first image in it
 
-Query parameters are viewport, window and quality; annotation and iccprofile are ignored, nothing is ever burnt in.
+Query parameters are those of `rendered_request`; annotation and iccprofile are ignored, nothing is ever burnt in.
 404 is a frame that is not there, 406 an instance that is no image or cannot be decoded, 413 one that is too large, 501
 that the extra `render` is not installed: without it nothing here imports numpy or Pillow.
 
@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from harmony.dicom.frames import frame_numbers
 from harmony.dicom.json_model import DataSetError
 from harmony.dicom.presentation import (
     GIF,
@@ -36,8 +35,6 @@ from harmony.dicom.presentation import (
     NotRenderable,
     Presentation,
     Viewport,
-    Window,
-    WindowFunction,
 )
 from harmony.dicom.transcode import TranscodeError
 from harmony.dimse.scu import Instance
@@ -46,12 +43,18 @@ from harmony.gateway.backend import Backend, Retrieve
 from harmony.gateway.instance_files import DeliveredInstances, file_content
 from harmony.gateway.instance_headers import instance_url
 from harmony.gateway.pixel_parts import can_be_read_in_place
+from harmony.gateway.rendered_request import (
+    frame_number,
+    numbers_of,
+    presentation,
+    uri_presentation,
+)
 from harmony.gateway.wado import retrieve_for, uids_of_uri
 from harmony.http import HTTPError, Request, Response
 from harmony.http.accept import ANY_TRANSFER_SYNTAX, Offer, TransferSyntaxes, choose, negotiate
 from harmony.http.multipart_writer import OutgoingPart, multipart_response
 
-__all__ = ["PICTURES", "Rendered", "is_picture_uri"]
+__all__ = ["PICTURES", "Rendered"]
 
 PICTURES: Final = (JPEG, PNG, GIF)
 WORKERS: Final = 2
@@ -59,8 +62,6 @@ MAXIMUM_FILE_BYTES: Final = 1024 * 1024 * 1024
 """Of an instance that a PACS sends."""
 MAXIMUM_TRIED: Final = 20
 """Instances of a study that may come before its first image."""
-MAXIMUM_SIDE: Final = 8192
-"""Of a viewport, in pixels."""
 THUMBNAIL: Final = Viewport(128, 128)
 
 _IN_MEMORY_BYTES: Final = 4 * 1024 * 1024
@@ -102,10 +103,10 @@ class Rendered:
     ) -> Response:
         """An instance, or frames of it. frames: the list as it is in the URL. root: the URL of the service."""
         _require_extra()
-        numbers = _numbers(frames)
+        numbers = numbers_of(frames)
         several = numbers is not None and len(numbers) > 1
         media_type, apart = negotiate(request, _SEVERAL if several else _SINGLE).value
-        wanted = _Wanted(_presentation(request, media_type), numbers, apart)
+        wanted = _Wanted(presentation(request, media_type), numbers, apart)
         pictures = await self._render(uids, wanted)
         if not apart:
             return Response(200, _VARY | {"Content-Type": media_type}, pictures[0])
@@ -120,9 +121,9 @@ class Rendered:
     async def thumbnail(self, request: Request, uids: Sequence[str], *, frames: str | None) -> Response:
         """Of a study, a series, an instance, or the first of some frames."""
         _require_extra()
-        numbers = _numbers(frames)
+        numbers = numbers_of(frames)
         media_type, _ = negotiate(request, _SINGLE).value
-        how = _presentation(request, media_type)
+        how = presentation(request, media_type)
         if how.viewport is None:
             how = replace(how, viewport=THUMBNAIL)
         [picture] = await self._render(uids, _Wanted(how, numbers and numbers[:1], still=True))
@@ -132,19 +133,12 @@ class Rendered:
         """WADO-URI: contentType instead of Accept, other names for the parameters."""
         uids = uids_of_uri(request)
         _require_extra()
-        query = request.query
-        choice = choose(", ".join(query.all("contentType")), _SINGLE)
+        choice = choose(", ".join(request.query.all("contentType")), _SINGLE)
         if choice is None:
             raise HTTPError(406, f"contentType must be application/dicom, {', '.join(PICTURES)}")
-        for name in ("region", "presentationUID"):
-            if query.first(name):
-                raise HTTPError(501, f"{name} is not supported here")
-        number = query.first("frameNumber")
-        numbers = _numbers(number) if number else None
-        if numbers is not None and len(numbers) > 1:
-            raise HTTPError(400, "frameNumber must be one number")
         media_type, _ = choice.value
-        [picture] = await self._render(uids, _Wanted(_uri_presentation(request, media_type), numbers))
+        wanted = _Wanted(uri_presentation(request, media_type), frame_number(request))
+        [picture] = await self._render(uids, wanted)
         return Response(200, {"Content-Type": media_type}, picture)
 
     # Where the image is
@@ -223,93 +217,3 @@ def _require_extra() -> None:
         raise HTTPError(
             501, "images are not rendered here: the server needs pip install 'harmony-dicom[render]'"
         )
-
-
-# What is asked for
-
-
-def is_picture_uri(request: Request) -> bool:
-    """A WADO-URI that wants a picture, which is the default (PS3.18 §9.1.2.2.1)."""
-    wanted = [each.strip().lower() for value in request.query.all("contentType") for each in value.split(",")]
-    return not any(wanted) or any(each.startswith("image/") for each in wanted)
-
-
-def _numbers(frames: str | None) -> list[int] | None:
-    if frames is None:
-        return None
-    numbers = frame_numbers(frames)
-    if numbers is None:
-        raise HTTPError(400, "the frame list must be numbers from 1, ascending, separated by commas")
-    return numbers
-
-
-def _presentation(request: Request, media_type: str) -> Presentation:
-    """PS3.18 §8.3.5.1."""
-    query = request.query
-    how = Presentation(media_type, _window(query.first("window")), _viewport(query.first("viewport")))
-    return _with_quality(how, "quality", query.first("quality"))
-
-
-def _uri_presentation(request: Request, media_type: str) -> Presentation:
-    """PS3.18 §9.1.2.2."""
-    query = request.query
-    center, width = query.first("windowCenter"), query.first("windowWidth")
-    if bool(center) != bool(width):
-        raise HTTPError(400, "windowCenter and windowWidth must be there together")
-    rows, columns = query.first("rows"), query.first("columns")
-    viewport = f"{columns or MAXIMUM_SIDE},{rows or MAXIMUM_SIDE}" if rows or columns else None
-    how = Presentation(media_type, _window(f"{center},{width}" if center else None), _viewport(viewport))
-    return _with_quality(how, "imageQuality", query.first("imageQuality"))
-
-
-def _with_quality(how: Presentation, name: str, text: str | None) -> Presentation:
-    if not text:
-        return how
-    quality = _number(text)
-    if not 1 <= quality <= 100:
-        raise HTTPError(400, f"{name} must be a number from 1 to 100")
-    return replace(how, quality=int(quality))
-
-
-def _window(text: str | None) -> Window | None:
-    if not text:
-        return None
-    try:
-        center, width, *function = text.split(",")
-        [name] = function or ["linear"]
-        return Window(float(center), float(width), WindowFunction(name.strip().lower()))
-    except ValueError as error:
-        raise HTTPError(
-            400, "window must be center,width,function: the function linear, linear-exact or sigmoid"
-        ) from error
-
-
-def _viewport(text: str | None) -> Viewport | None:
-    if not text:
-        return None
-    values = [_number(each) if each.strip() else None for each in text.split(",")]
-    sizes = [value for value in values[:2] if value is not None and 1 <= value <= MAXIMUM_SIDE]
-    x, y, source_width, source_height = (*values[2:], None, None, None, None)[:4]
-    if (
-        len(sizes) != 2
-        or len(values) > 6
-        or (x or 0) < 0
-        or (y or 0) < 0
-        or 0 in (source_width, source_height)
-    ):
-        raise HTTPError(
-            400,
-            f"viewport must be width,height with optional x,y,width,height of the source; to {MAXIMUM_SIDE}",
-        )
-    return Viewport(sizes[0], sizes[1], x or 0, y or 0, source_width, source_height)
-
-
-def _number(text: str) -> int:
-    """0 would be out of every range; raises HTTPError 400 for what is no number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not abs(number) < 1_000_000:
-        raise HTTPError(400, f"{text[:20]!r} is not a number that can be used here")
-    return int(number)

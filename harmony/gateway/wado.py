@@ -88,6 +88,8 @@ MEDIA_TYPES: Final[
     "5": ("image/dicom-rle", "image/x-dicom-rle"),
 }
 _SYNTAX_ROOT: Final = "1.2.840.10008.1.2."
+_ONLY_OF_PICTURES: Final = ("frameNumber", "region", "presentationUID", "presentationSeriesUID")
+"""What a client that asks for a file must not get the whole of instead (PS3.18 §9.1.2.2)."""
 _JSON_CHUNK_BYTES: Final = 64 * 1024
 _VARY: Final = {"Vary": "Accept"}
 
@@ -201,7 +203,12 @@ class Wado:
         ]
         if not any(each in (DICOM, "application/*", "*/*") for each in wanted):
             raise HTTPError(406, f"contentType must be {DICOM}")
+        for name in _ONLY_OF_PICTURES:
+            if query.first(name):
+                raise HTTPError(400, f"{name} is of pictures: it has no meaning with contentType={DICOM}")
         syntax = query.first("transferSyntax")
+        if syntax and not is_valid_uid(syntax):
+            raise HTTPError(400, "transferSyntax must be a UID")
         # One that cannot be had is answered with the default (PS3.18 §9.1.2.2.2).
         weights = {DEFAULT_TRANSFER_SYNTAX: 0.5} | ({syntax: 1.0} if syntax else {})
         choice = Choice(_SINGLE_DICOM_OFFER, 1.0, TransferSyntaxes(weights))
