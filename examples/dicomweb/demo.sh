@@ -37,7 +37,7 @@ main() {
     say "$(cat "$work/last-output")"
     http 406 "$server/dicom/studies/1.2.3.4.5" -H "Accept: image/jpeg"
     say "$(cat "$work/last-output")"
-    http 501 "$server/dicom/studies/1.2.3.4.5/rendered"
+    http 400 "$server/dicom/studies/1.2.3.4.5" -H "Accept: application/dicom, image/jpeg"
     say "$(cat "$work/last-output")"
 
     step "The same below another prefix"

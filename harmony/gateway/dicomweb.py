@@ -10,7 +10,7 @@ Routes, below the prefix of the endpoint, and which part answers them:
     OPTIONS                                              what there is (PS3.18 §8.9), and CORS preflights
 
 A study, series or instance is retrieved when Accept prefers DICOM objects, and described when it prefers JSON or does
-not care. Studies and series are not rendered as a whole: 501.
+not care.
 
 What every answer needs is done here, once: what a backend raises becomes a status, JSON is compressed, the pages that
 may read it are told so. An error after an answer has begun breaks the connection off.
@@ -32,7 +32,7 @@ from harmony.gateway.config import Endpoint
 from harmony.gateway.mixed_media_types import refuse_mixed_media_types
 from harmony.gateway.options import DicomwebOptions
 from harmony.gateway.qido import Qido
-from harmony.gateway.rendered import PICTURES, Rendered
+from harmony.gateway.rendered import PICTURE_PARTS, PICTURES, Rendered
 from harmony.gateway.rendered_request import is_picture_uri
 from harmony.gateway.service_root import service_root
 from harmony.gateway.stow import Stow
@@ -151,11 +151,16 @@ class DicomWeb:
                 _Resource("GET", path + "/metadata", self._metadata, f"Retrieve{what}Metadata"),
                 _Resource("GET", path + "/thumbnail", self._thumbnail, f"Retrieve{what}Thumbnail", PICTURES),
             ]
-            found += [
-                _Resource("GET", path + "/rendered", self._picture, "RetrieveRenderedInstance", PICTURES)
-                if level is Level.IMAGE
-                else _Resource("GET", path + "/rendered", _not_rendered, f"RetrieveRendered{what}", ())
-            ]
+            whole = level is not Level.IMAGE
+            found.append(
+                _Resource(
+                    "GET",
+                    path + "/rendered",
+                    self._pictures if whole else self._picture,
+                    f"RetrieveRendered{what}",
+                    PICTURE_PARTS if whole else PICTURES,
+                )
+            )
         frames = _INSTANCE + "/frames/{frames}"
         return [
             *found,
@@ -211,6 +216,9 @@ class DicomWeb:
             request, _uids(request), frames=request.path_parameters.get("frames"), root=self._root(request)
         )
 
+    async def _pictures(self, request: Request) -> Response:
+        return await self._rendered.pictures(request, _uids(request), self._root(request))
+
     async def _thumbnail(self, request: Request) -> Response:
         frames = request.path_parameters.get("frames")
         return await self._rendered.thumbnail(request, _uids(request), frames=frames)
@@ -256,9 +264,7 @@ class DicomWeb:
             if path != "/" or "access-control-request-method" in request.headers:
                 return Response(200, headers)
             listed = [
-                Capability(each.method, each.path, each.name, each.produces)
-                for each in self._resources
-                if each.produces
+                Capability(each.method, each.path, each.name, each.produces) for each in self._resources
             ]
             content_type, body = capabilities(request, listed, root=self._root(request))
             return await encode_content(
@@ -266,10 +272,6 @@ class DicomWeb:
             )
 
         return describe
-
-
-async def _not_rendered(request: Request) -> Response:
-    raise HTTPError(501, "studies and series are not rendered here: render their instances")
 
 
 def _place(request: Request) -> tuple[str | None, str | None, str | None]:

@@ -334,7 +334,7 @@ async def test_errors(web: Web, ct: Sample, prefix: str) -> None:
         (ct.path + "/rendered", "text/html", 406),
         (ct.path + "/frames/x/rendered", "image/jpeg", 400),
         (ct.path + "/frames/9/rendered", "image/jpeg", 404),
-        (f"/studies/{ct.study}/rendered", "image/jpeg", 501),
+        ("/studies/9.9/rendered", "image/jpeg", 404),
         ("/studies/1.2.3/thumbnail", "*/*", 404),
     ):
         answer = await web.ask(prefix + path, accept)
@@ -480,7 +480,7 @@ async def test_capabilities(start: Start) -> None:
     }
     assert methods["/studies"] == ["SearchForStudies", "StoreInstances"]
     assert methods["/studies/{study}"] == ["RetrieveStudy", "StoreStudyInstances"]
-    assert "/studies/{study}/rendered" not in methods
+    assert methods["/studies/{study}/rendered"] == ["RetrieveRenderedStudy"]
     answer = await web.ask("/archive/", "application/vnd.sun.wadl+xml", method="OPTIONS")
     assert answer.headers.get("content-type") == "application/vnd.sun.wadl+xml"
     tree = ElementTree.fromstring(answer.body)

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
@@ -28,12 +29,13 @@ from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import DicomScpOptions, DicomScuOptions, DicomwebOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.http import Router
-from harmony.http.client import HTTPClient
+from harmony.http.client import HTTPClient, UpstreamError
 from harmony.http.server import HTTPServer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
 CT, REPORT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.88.11"
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 EXPLICIT, DEFLATED, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
 STUDY, SERIES = "1.2.3", "1.2.3.1"
 ORIGIN = Origin(Path("config.toml"), "web")
@@ -54,6 +56,8 @@ def image(number: int, *, syntax: str = EXPLICIT, pixels: bool = True, frames: i
         data.BitsAllocated = data.BitsStored = 8
         data.HighBit, data.PixelRepresentation = 7, 0
         data.PixelData = bytes((10, 20, 30, 60, 7, 7, 9, 9))
+        if syntax == JPEG_LOSSLESS:
+            data.PixelData = encapsulate([b"no codestream"] * frames)
         data["PixelData"].VR = "OB"
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
@@ -245,10 +249,68 @@ async def test_what_is_not_there(site: Site) -> None:
         (f"{FIRST}/rendered", "video/mp4", 406),
         (f"{FIRST[:-1]}2/rendered", "image/png", 406),
         (f"{FIRST[:-1]}7/rendered", "image/png", 404),
-        (f"{path_of(STUDY)}/rendered", "image/png", 501),
+        (f"{path_of('9.9')}/rendered", "*/*", 404),
+        (f"{path_of(STUDY)}/rendered", "video/mp4", 406),
         (f"{path_of('9.9')}/thumbnail", "image/png", 404),
     ):
         assert (await site.get(path, accept))[0] == status, path
+
+
+PARTS = 'multipart/related; type="image/png"'
+
+
+def parts_of(media_type: str, body: bytes) -> list[tuple[bytes, bytes]]:
+    """Headers and content."""
+    _, *parts, end = body.split(b"--" + media_type.partition("boundary=")[2].encode())
+    assert end == b"--\r\n"
+    return [part.removesuffix(b"\r\n").partition(b"\r\n\r\n")[::2] for part in parts]
+
+
+@pytest.mark.parametrize("uids", [(STUDY,), (STUDY, SERIES)])
+async def test_all_images_of_a_study_or_series(site: Site, uids: tuple[str, ...]) -> None:
+    """A report among them is passed over."""
+    await site.put(image(1), image(2, pixels=False), image(3, syntax=BIG))
+    path = f"{path_of(*uids)}/rendered"
+    status, media_type, body = await site.get(f"{path}?window=20,20,linear-exact", PARTS)
+    assert (status, media_type.partition("; boundary")[0]) == (200, PARTS)
+    parts = parts_of(media_type, body)
+    assert [rows(content) for _, content in parts] == [[[0, 128, 255, 255]]] * 2
+    if len(uids) == 2:
+        for number, (headers, _) in zip((1, 3), parts, strict=True):
+            assert f"{path}".replace("/rendered", f"/instances/{SERIES}.{number}/rendered\r\n").encode() in (
+                headers + b"\r\n"
+            )
+    assert (await site.get(path, "*/*"))[1].startswith('multipart/related; type="image/jpeg"; ')
+    status, _, body = await site.get(path, "image/png")
+    assert status == 406
+    assert b"several images" in body
+    assert (await site.get(f"{path}?quality=0", PARTS))[0] == 400
+
+
+async def test_the_only_image_of_a_study(site: Site) -> None:
+    await site.put(image(1, pixels=False), image(2))
+    status, media_type, picture = await site.get(f"{path_of(STUDY)}/rendered")
+    assert (status, media_type, rows(picture)) == (200, "image/png", [ROWS[0]])
+    _, _, animation = await site.get(f"{path_of(STUDY)}/rendered", "image/gif")
+    with Image.open(io.BytesIO(animation)) as opened:
+        assert getattr(opened, "n_frames", 1) == 2
+
+
+async def test_a_study_without_images_is_not_rendered(site: Site) -> None:
+    await site.put(image(1, pixels=False))
+    assert (await site.get(f"{path_of(STUDY)}/rendered", PARTS))[0] == 406
+
+
+async def test_an_image_that_cannot_be_rendered_among_others(site: Site) -> None:
+    """Known beforehand it is a 206; later half of an answer must not look like all of it."""
+    await site.put(image(1, syntax=JPEG_LOSSLESS), image(2), image(3))
+    status, media_type, body = await site.get(f"{path_of(STUDY)}/rendered", PARTS)
+    assert (status, len(parts_of(media_type, body))) == (206, 2)
+    await site.put(image(4, syntax=JPEG_LOSSLESS))
+    assert (await site.get(f"{path_of(STUDY)}/rendered", PARTS))[0] == 206
+    await site.put(image(1))
+    with pytest.raises(UpstreamError):
+        await site.get(f"{path_of(STUDY)}/rendered", PARTS)
 
 
 async def test_thumbnail_of_the_first_image(site: Site) -> None:

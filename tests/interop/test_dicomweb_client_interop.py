@@ -356,6 +356,18 @@ async def test_rendered(service: Service) -> None:
         assert pixels_of(frame) == expected, name
 
 
+async def test_series_rendered(service: Service) -> None:
+    """The client has no parser for several pictures: it returns the body as it is."""
+    whole = await service.call("retrieve_series_rendered", STUDY, SERIES[1])
+    colour = [each for each in service.sent if each.SamplesPerPixel == 3]
+    for each in colour:
+        assert whole.count(f"/instances/{each.SOPInstanceUID}/rendered\r\n".encode()) == 1
+    assert whole.count(b"Content-Type: image/jpeg\r\n") == len(colour)
+    with pytest.raises(requests.HTTPError) as raised:
+        await service.call("retrieve_series_rendered", STUDY, SERIES[1], media_types=PNG)
+    assert raised.value.response.status_code == 406
+
+
 # Store
 
 
