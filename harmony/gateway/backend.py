@@ -110,6 +110,12 @@ class Backend(Protocol):
         None: it is in no file here, and `retrieve` tells whether it is anywhere.
         """
 
+    async def version(self, retrieve: Retrieve) -> str | None:
+        """A word that is another one as soon as any of the instances is, or there are others.
+
+        None: that is not known, or takes as long as asking for them. Raises what `retrieve` raises.
+        """
+
     def store(self, request: StoreRequest) -> Sink:
         """The sink for one instance that a peer sends; raises DimseError to refuse it."""
 

@@ -358,6 +358,9 @@ class DicomSCU:
     async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
         return None
 
+    async def version(self, retrieve: Retrieve) -> str | None:
+        return None
+
     # Storing
 
     def store(self, request: StoreRequest) -> Sink:

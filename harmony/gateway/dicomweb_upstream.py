@@ -295,6 +295,9 @@ class DicomwebUpstream:
     async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
         return None
 
+    async def version(self, retrieve: Retrieve) -> str | None:
+        return None
+
     # Storing
 
     def store(self, request: StoreRequest) -> Sink:

@@ -191,6 +191,9 @@ class JmixBuilder:
     async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
         return await self._archive.locate(retrieve)
 
+    async def version(self, retrieve: Retrieve) -> str | None:
+        return await self._archive.version(retrieve)
+
     # For those who watch -----
 
     @property

@@ -11,6 +11,8 @@ share the one index, which the gateway opens before and closes after them.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -181,6 +183,11 @@ class LocalArchive:
         index = self._index()
         return await asyncio.to_thread(lambda: next(index.headers(retrieve.keys), None))
 
+    async def version(self, retrieve: Retrieve) -> str | None:
+        """Of files: a replaced one is another inode, with another time. None for more than `LISTED_UIDS` of them."""
+        index = self._index()
+        return await asyncio.to_thread(_version, index, retrieve.keys)
+
     def _index(self) -> ArchiveIndex:
         if self.index is None:
             raise ArchiveIndexError("this archive has no index")
@@ -215,6 +222,21 @@ def _survey(
         if total <= LISTED_UIDS:
             uids.append(each.sop_instance_uid)
     return None, uids if total <= LISTED_UIDS else None, list(pairs), total
+
+
+def _version(index: ArchiveIndex, keys: UniqueKeys) -> str | None:
+    found = list(islice(index.instances(keys), LISTED_UIDS + 1))
+    if not 0 < len(found) <= LISTED_UIDS:
+        return None
+    digest = hashlib.sha256()
+    for each in found:
+        try:
+            status = os.stat(each.path)
+        except OSError:
+            return None
+        file = (each.sop_instance_uid, status.st_size, status.st_mtime_ns, status.st_ino)
+        digest.update(repr(file).encode())
+    return digest.hexdigest()[:32]
 
 
 async def _instances(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harmony import __version__
 from harmony.archive.index import StoredInstance, UniqueKeys
 from harmony.archive.levels import Level
 from harmony.dicom.element_stream import parse_path
@@ -125,13 +126,21 @@ class Wado:
             raise backend_failure(error, self._name) from error
 
     async def metadata(self, request: Request, uids: Sequence[str], root: str) -> Response:
-        """The headers of instances, in an array. With an ETag for one instance."""
+        """The headers of instances, in an array. With an ETag for one instance, and where the backend knows a version
+        of many."""
         negotiate(request, _METADATA_OFFERS)
-        body = _Metadata(self._backend.metadata(retrieve_for(uids), root))
+        retrieve = retrieve_for(uids)
+        headers = {"Content-Type": METADATA} | _VARY
         try:
+            if len(uids) < 3 and (version := await self._backend.version(retrieve)) is not None:
+                headers["ETag"] = _etag_of(version, root)
+                if _is_known(request, headers["ETag"]):
+                    return Response(304, headers)
+            body = _Metadata(self._backend.metadata(retrieve, root))
             await body.begin()
-            headers = {"Content-Type": METADATA} | _VARY
             if len(uids) < 3:
+                if body.status != 200:
+                    headers.pop("ETag", None)
                 return Response(body.status, headers, body)
             content = b"".join([chunk async for chunk in body])
         except BACKEND_ERRORS as error:
@@ -360,10 +369,16 @@ class _Metadata:
         await self._headers.aclose()
 
 
+def _etag_of(version: str, root: str) -> str:
+    """Weak, as it is of the instances and not of the answer's bytes: those depend on the program, and on the URL that
+    stands in each BulkDataURI."""
+    return f'W/"{hashlib.sha256(f"{__version__} {root} {version}".encode()).hexdigest()[:32]}"'
+
+
 def _is_known(request: Request, etag: str) -> bool:
     """Whether If-None-Match has it (RFC 9110 §13.1.2)."""
     known = (request.headers.get("if-none-match") or "").split(",")
-    return any(each.strip().removeprefix("W/") in (etag, "*") for each in known)
+    return any(each.strip().removeprefix("W/") in (etag.removeprefix("W/"), "*") for each in known)
 
 
 # Frames and bulk data

@@ -621,6 +621,31 @@ async def test_an_etag_spares_the_metadata_of_an_instance(site: Site) -> None:
     assert (await site.get(FIRST + "/metadata", headers={"If-None-Match": '"other"'})).body == first.body
 
 
+@pytest.mark.parametrize("uids", [(STUDY,), (STUDY, SERIES)])
+async def test_an_etag_spares_the_metadata_of_many_until_they_change(
+    local: Site, uids: tuple[str, ...]
+) -> None:
+    path = path_of(*uids) + "/metadata"
+    await local.put(image(1), image(2))
+    for change in (image(1, rows=1), image(3)):  # another one in its place, one more
+        first = await local.get(path)
+        etag = first.headers.get("etag")
+        assert etag.startswith('W/"')
+        again = await local.get(path, headers={"If-None-Match": etag})
+        assert (again.status, again.body, again.headers.get("etag")) == (304, b"", etag)
+        again = await local.get(path, headers={"If-None-Match": '"other"'})
+        assert (again.status, again.body) == (200, first.body)
+        await local.put(change)
+        again = await local.get(path, headers={"If-None-Match": etag})
+        assert (again.status, again.headers.get("etag") != etag) == (200, True)
+
+
+async def test_a_study_in_a_pacs_has_no_etag(remote: Site) -> None:
+    await remote.put(image(1))
+    answer = await remote.get(path_of(STUDY) + "/metadata", headers={"If-None-Match": "*"})
+    assert (answer.status, answer.headers.get("etag")) == (200, None)
+
+
 async def test_metadata_of_samples_is_complete_and_their_bulk_data_can_be_had(
     local: Site, remote: Site, pydicom_files: list[Any]
 ) -> None:
