@@ -198,7 +198,9 @@ def _missing_on_the_way(pipeline: Pipeline) -> str:
         listed = ", ".join(show(backend.name) for backend in pipeline.backends)
         return f"is [{listed}]; packing what a dicomweb endpoint stores with a jmix_builder {NOT_AVAILABLE}"
     if not pipeline.backends:
-        return f"is []; an http endpoint without a backend {NOT_AVAILABLE}" if "http" in services else ""
+        if packs and "http" in services:
+            return f"is []; packing what an http endpoint receives with a jmix_builder {NOT_AVAILABLE}"
+        return ""
     name = show(pipeline.backends[0].name)
     service = pipeline.backends[0].service
     if "http" in services and service not in BEHIND_HTTP:

@@ -39,6 +39,7 @@ from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.management import Management, serves_management
+from harmony.gateway.no_backend import NoBackend
 from harmony.gateway.options import (
     ENVELOPE_FOLDER,
     DicomScpOptions,
@@ -202,8 +203,10 @@ class _Assembler:
             elif isinstance(endpoint.options, EchoEndpointOptions):
                 self._add_echo(pipeline, endpoint)
             elif isinstance(endpoint.options, HttpEndpointOptions):
-                for configured in pipeline.backends[:1]:
-                    self._add_http(pipeline, endpoint, configured)
+                if pipeline.backends:
+                    self._add_http(pipeline, endpoint, pipeline.backends[0])
+                else:
+                    self._add_routes(pipeline, endpoint, NoBackend(endpoint))
 
     def _share_store_ports(self) -> None:
         """Where a PACS sends to a port that endpoints listen on, they receive for our retrieves as well."""

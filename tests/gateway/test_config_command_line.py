@@ -154,7 +154,8 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("endpoint", "middleware", "backend", "message"),
     [
-        ("http", "", "", "backends is []; an http endpoint without a backend"),
+        ("http", "", "", None),
+        ("http", '"jmix_builder"', "", "backends is []; packing what an http endpoint receives with a jmix_"),
         ("http", "", "storage", 'backends lists "b"; an http endpoint in front of storage'),
         ("http", '"path_filter"', "echo", None),
         ("echo", "", "echo", None),
