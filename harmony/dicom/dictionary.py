@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-__all__ = ["ambiguous_vr_of", "format_tag", "tag_of", "vr_of"]
+__all__ = ["ambiguous_vr_of", "format_tag", "keyword_of", "tag_of", "vr_of"]
 
 _is_hex_tag = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?").fullmatch
 _LONGEST_NAME = 128  # no keyword is half as long; what is longer is not looked at
@@ -62,6 +62,14 @@ def ambiguous_vr_of(tag: int) -> str:
         return datadict.dictionary_VR(tag)
     except KeyError:
         return "UN"
+
+
+@lru_cache(maxsize=16384)
+def keyword_of(tag: int) -> str:
+    """Return the keyword of a tag, "" when the dictionary does not know it."""
+    from pydicom import datadict
+
+    return datadict.keyword_for_tag(tag)
 
 
 def format_tag(tag: int) -> str:

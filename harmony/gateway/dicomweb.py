@@ -48,6 +48,7 @@ logger = logging.getLogger("harmony.gateway")
 
 DICOM_JSON: Final = "application/dicom+json"
 DICOM_PARTS: Final = 'multipart/related; type="application/dicom"'
+DICOM_XML: Final = 'multipart/related; type="application/dicom+xml"'
 OCTET_PARTS: Final = 'multipart/related; type="application/octet-stream"'
 
 SEARCH, RETRIEVE = "search", "retrieve"
@@ -148,7 +149,13 @@ class DicomWeb:
             produces = (*both, "application/dicom") if level is Level.IMAGE else both
             found += [
                 _Resource("GET", path, self._getting(level), f"Retrieve{what}", produces),
-                _Resource("GET", path + "/metadata", self._metadata, f"Retrieve{what}Metadata"),
+                _Resource(
+                    "GET",
+                    path + "/metadata",
+                    self._metadata,
+                    f"Retrieve{what}Metadata",
+                    (DICOM_JSON, DICOM_XML),
+                ),
                 _Resource("GET", path + "/thumbnail", self._thumbnail, f"Retrieve{what}Thumbnail", PICTURES),
             ]
             whole = level is not Level.IMAGE

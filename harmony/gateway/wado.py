@@ -4,7 +4,8 @@ What goes out is what the backend has, while it comes; nothing is spooled, and n
 be had in which media type:
 
     instances   multipart/related; type="application/dicom", application/zip; application/dicom for one
-    metadata    application/dicom+json, with a BulkDataURI for each long value
+    metadata    application/dicom+json; multipart/related; type="application/dicom+xml"; with a BulkDataURI for each
+                long value
     frames      native: application/octet-stream; encapsulated: the media type of the transfer syntax; as
                 multipart/related, and a single one as a single part
     bulk data   application/octet-stream; pixel data as all their frames when they are encapsulated
@@ -33,7 +34,6 @@ from harmony.dicom.json_model import DataSetError
 from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, TranscodeError
 from harmony.dicom.uid import is_valid_uid
 from harmony.dimse.cancellation import close_iterator
-from harmony.dimse.retrieve_scp import Unavailable
 from harmony.dimse.scu import Instance
 from harmony.dimse.sop_class import EXPLICIT_VR_LITTLE_ENDIAN
 from harmony.gateway.backend import Backend, Retrieve
@@ -42,7 +42,6 @@ from harmony.gateway.instance_files import (
     DICOM,
     DeliveredInstances,
     FileParts,
-    IncompleteRetrieve,
     ZippedFiles,
     dicom_type,
     file_content,
@@ -50,6 +49,7 @@ from harmony.gateway.instance_files import (
     syntax_for,
 )
 from harmony.gateway.instance_headers import instance_url
+from harmony.gateway.metadata_bodies import HeadersOfInstances, MetadataArray, NativeModels
 from harmony.gateway.pixel_parts import (
     ArrivingPixelData,
     ArrivingValue,
@@ -72,6 +72,7 @@ __all__ = ["Wado", "retrieve_for", "uids_of_uri"]
 
 OCTET_STREAM: Final = "application/octet-stream"
 METADATA: Final = "application/dicom+json"
+METADATA_IN_XML: Final = "application/dicom+xml"
 MEDIA_TYPES: Final[
     dict[str, tuple[str, ...]]
 ] = {  # PS3.18 Table 8.7.3-5; by suffix of the transfer syntax, with what clients call them too
@@ -91,7 +92,6 @@ MEDIA_TYPES: Final[
 _SYNTAX_ROOT: Final = "1.2.840.10008.1.2."
 _ONLY_OF_PICTURES: Final = ("frameNumber", "region", "presentationUID", "presentationSeriesUID")
 """What a client that asks for a file must not get the whole of instead (PS3.18 §9.1.2.2)."""
-_JSON_CHUNK_BYTES: Final = 64 * 1024
 _VARY: Final = {"Vary": "Accept"}
 
 _MULTIPART, _SINGLE, _ZIP = "multipart", "single", "zip"
@@ -100,7 +100,10 @@ _DICOM_OFFERS: Final = (
     Offer("application/zip", _ZIP, transfer_syntaxes=True),
 )
 _SINGLE_DICOM_OFFER: Final = Offer(DICOM, _SINGLE, transfer_syntaxes=True)
-_METADATA_OFFERS: Final = (Offer(METADATA, "", also=("application/json",)),)
+_METADATA_OFFERS: Final = (
+    Offer(METADATA, "", also=("application/json",)),
+    Offer(f'multipart/related; type="{METADATA_IN_XML}"', "", also=(METADATA_IN_XML,)),
+)
 
 PIXEL_DATA: Final = (0x7FE00010,)
 
@@ -128,27 +131,36 @@ class Wado:
     async def metadata(self, request: Request, uids: Sequence[str], root: str) -> Response:
         """The headers of instances, in an array. With an ETag for one instance, and where the backend knows a version
         of many."""
-        negotiate(request, _METADATA_OFFERS)
+        in_xml = negotiate(request, _METADATA_OFFERS).media_type != METADATA
         retrieve = retrieve_for(uids)
         headers = {"Content-Type": METADATA} | _VARY
         try:
-            if len(uids) < 3 and (version := await self._backend.version(retrieve)) is not None:
+            if (
+                len(uids) < 3
+                and not in_xml
+                and (version := await self._backend.version(retrieve)) is not None
+            ):
                 headers["ETag"] = _etag_of(version, root)
                 if _is_known(request, headers["ETag"]):
                     return Response(304, headers)
-            body = _Metadata(self._backend.metadata(retrieve, root))
-            await body.begin()
+            found = HeadersOfInstances(self._backend.metadata(retrieve, root))
+            await found.begin()
+            if in_xml:
+                return multipart_response(
+                    NativeModels(found), root_type=METADATA_IN_XML, status=found.status, headers=_VARY
+                )
+            body = MetadataArray(found)
             if len(uids) < 3:
-                if body.status != 200:
+                if found.status != 200:
                     headers.pop("ETag", None)
-                return Response(body.status, headers, body)
+                return Response(found.status, headers, body)
             content = b"".join([chunk async for chunk in body])
         except BACKEND_ERRORS as error:
             raise backend_failure(error, self._name) from error
         headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         if _is_known(request, headers["ETag"]):
             return Response(304, headers)
-        return Response(body.status, headers, content)
+        return Response(found.status, headers, content)
 
     async def frames(self, request: Request, uids: Sequence[str], frames: str, root: str) -> Response:
         """frames: the list as it is in the URL."""
@@ -305,68 +317,6 @@ async def _only_file(
 
 
 # Metadata
-
-
-class _Metadata:
-    """Headers as one JSON array (PS3.18 §F.2.1), each as it comes."""
-
-    def __init__(self, headers: AsyncGenerator[bytes | Unavailable, None]) -> None:
-        self.status = 0
-        """Known after `begin`."""
-        self._headers = headers
-        self._first: bytes | None = None
-        self._missing = 0
-        self._sent = 0
-        self._over = False
-
-    async def begin(self) -> None:
-        """Wait for the first header. Raises HTTPError when there is none, and what the backend raises."""
-        try:
-            self._first = await self._next()
-            if self._first is None:
-                if self._missing:
-                    raise HTTPError(502, f"none of {self._missing} instances can be read")
-                raise HTTPError(404, "Not found")
-        except BaseException:
-            await self.aclose()
-            raise
-        self.status = 206 if self._missing else 200
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._over:
-            raise StopAsyncIteration
-        chunk = bytearray()
-        header, self._first = self._first, None
-        while True:
-            if header is None:
-                header = await self._next()
-            if header is None:
-                break
-            chunk += b"," if self._sent else b"["
-            chunk += header
-            self._sent += 1
-            header = None
-            if len(chunk) >= _JSON_CHUNK_BYTES or self._sent == 1:
-                return bytes(chunk)
-        if self._missing and self.status == 200:
-            raise IncompleteRetrieve(
-                f"{self._missing} of {self._missing + self._sent} headers could not be sent"
-            )
-        self._over = True
-        return bytes(chunk) + b"]"
-
-    async def _next(self) -> bytes | None:
-        async for header in self._headers:
-            if not isinstance(header, Unavailable):
-                return header
-            self._missing += 1
-        return None
-
-    async def aclose(self) -> None:
-        await self._headers.aclose()
 
 
 def _etag_of(version: str, root: str) -> str:

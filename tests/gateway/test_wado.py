@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pydicom
@@ -619,6 +620,27 @@ async def test_an_etag_spares_the_metadata_of_an_instance(site: Site) -> None:
     again = await site.get(FIRST + "/metadata", headers={"If-None-Match": f'"other", {etag}'})
     assert (again.status, again.body) == (304, b"")
     assert (await site.get(FIRST + "/metadata", headers={"If-None-Match": '"other"'})).body == first.body
+
+
+@pytest.mark.parametrize(
+    "accept", ['multipart/related; type="application/dicom+xml"', "application/dicom+xml"]
+)
+async def test_metadata_in_xml(site: Site, accept: str) -> None:
+    await site.put(image(1, before=element(0x00281202, "OW", bytes(2000))), image(2))
+    for path, count in ((path_of(STUDY), 2), (path_of(STUDY, SERIES), 2), (FIRST, 1)):
+        answer = await site.get(path + "/metadata", accept)
+        assert answer.status == 200
+        assert answer.type.startswith('multipart/related; type="application/dicom+xml"; boundary=')
+        assert len(answer.parts) == count
+        headers, content = answer.parts[0]
+        assert headers["content-type"] == "application/dicom+xml"
+        root = ElementTree.fromstring(content)
+        found = {each.get("keyword"): list(each) for each in root}
+        assert found["SOPInstanceUID"][0].text == f"{SERIES}.1"
+        assert [part.text for part in found["PatientName"][0].iter()][2:] == ["Müller", "P"]
+        [pixels] = found["PixelData"]
+        assert pixels.get("uri") == f"{site.root}{FIRST}/bulkdata/7FE00010"
+    assert (await site.get(path_of("9.9") + "/metadata", accept)).status == 404
 
 
 @pytest.mark.parametrize("uids", [(STUDY,), (STUDY, SERIES)])
