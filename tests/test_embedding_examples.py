@@ -35,6 +35,7 @@ from harmony.dimse import (
     AsyncSink,
     BytesSink,
     CFindRQ,
+    CStoreRQ,
     DimseError,
     Outcome,
     Server,
@@ -763,7 +764,7 @@ def snippet(name: str) -> dict[str, Any]:
 
 
 def test_every_other_code_block_is_run_by_a_test() -> None:
-    tested = "store_eight_at_a_time", "scp_context", "verify"
+    tested = "store_eight_at_a_time", "scp_context", "verify", "admit"
     assert len(SNIPPETS) == len(tested)
     for name in tested:
         assert callable(snippet(name)[name])
@@ -840,6 +841,28 @@ async def test_the_user_identity_snippet_refuses(identity: UserIdentityRQ | None
             async with associate("127.0.0.1", server.port, user_identity=identity):
                 pass
     assert (refusal.value.result, refusal.value.source, refusal.value.reason) == (1, 2, 1)
+
+
+async def test_the_snippet_about_who_may_do_what() -> None:
+    made = snippet("admit")
+    services, server = made["services"], made["server"]
+    services.store(lambda request: BytesSink(lambda data: SUCCESS_OUTCOME))
+    await server.listen("127.0.0.1", 0)
+    contexts = propose_contexts([(CT, [IMPLICIT])])
+    try:
+        with pytest.raises(AssociationRejected):
+            async with associate("127.0.0.1", server.port, calling_ae_title="STRANGER"):
+                pass
+        for title, status in (("CT", 0), ("VIEWER", 0x0124)):
+            options = {"calling_ae_title": title, "contexts": contexts}
+            async with associate("127.0.0.1", server.port, **options) as user:  # type: ignore[arg-type]
+                assert user.association.agreed.peer.maximum_length == 16384
+                invocation = await user.invoke(
+                    lambda number: CStoreRQ(number, CT, "1.2"), user.association.agreed.contexts[1], b"12"
+                )
+                assert (await invocation.final()).status == status
+    finally:
+        await server.close()
 
 
 def section(document: str, title: str) -> str:

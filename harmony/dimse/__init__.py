@@ -42,7 +42,7 @@ from harmony.dimse.pool import AssociationPool
 from harmony.dimse.query import Match, find, find_handler
 from harmony.dimse.retrieve import GetReceiver, Retrieval, RetrieveFailed, RetrieveResult, get, move
 from harmony.dimse.retrieve_scp import Selection, Unavailable, get_handler, move_handler
-from harmony.dimse.scp import Server, Services, serve
+from harmony.dimse.scp import Admission, Authorization, Server, Services, serve
 from harmony.dimse.scu import SCU, Instance, NoPresentationContext, associate, contexts_for
 from harmony.dimse.sink import AsyncSink, BytesSink, DataStream, Sink, feed
 from harmony.dimse.source import BytesSource, DataSource, FileSource, StreamSource, pieces
@@ -64,8 +64,10 @@ __all__ = [
     "SCU",
     "STUDY_ROOT",
     "SUCCESS_OUTCOME",
+    "Admission",
     "AssociationPool",
     "AsyncSink",
+    "Authorization",
     "BytesSink",
     "BytesSource",
     "CCancelRQ",

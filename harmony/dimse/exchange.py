@@ -381,14 +381,19 @@ class Exchange:
         message_id = int(getattr(request, "message_id", 0))
         services = self._services
         handler = services.handler(request, context) if services is not None else None
-        if handler is None:
+        echoed = isinstance(request, CEchoRQ) and services is not None and services.support_for(VERIFICATION)
+        answer: Outcome | None = None
+        if handler is None and not echoed:
             answer = Outcome(Status.SOP_CLASS_NOT_SUPPORTED, "no such service here")
-            if isinstance(request, CEchoRQ) and services is not None and services.support_for(VERIFICATION):
-                answer = SUCCESS_OUTCOME
-            self._answer_at_once(request, context, answer)
-        elif message_id in self._operations:
+        elif services is not None:
+            try:
+                services.check_authorized(request, context, self.association)
+            except Exception as error:
+                answer = self._outcome_of(error, Status.PROCESSING_FAILURE)
+        if answer is None and handler is not None and message_id in self._operations:
             answer = Outcome(Status.DUPLICATE_INVOCATION, f"message ID {message_id} is in use")
-            self._answer_at_once(request, context, answer)
+        if answer is not None or handler is None:
+            self._answer_at_once(request, context, answer or SUCCESS_OUTCOME)
         else:
             operation = Operation(self, request, data_set, context)
             self._operations[message_id] = operation

@@ -19,7 +19,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from harmony.dimse.command import CEchoRQ, CStoreRQ, Message, NEventReportRQ
 from harmony.dimse.exchange import Exchange
@@ -38,15 +38,22 @@ from harmony.ul.negotiation import (
     PresentationContext,
     SupportedAbstractSyntax,
 )
+from harmony.ul.pdu import AssociateRJ, AssociateRQ
 from harmony.ul.upper_layer import SizeLimits
 
-__all__ = ["Server", "Services", "serve"]
+__all__ = ["Admission", "Authorization", "Server", "Services", "serve"]
 
 logger = logging.getLogger("harmony.dimse")
 
 UNCOMPRESSED = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 """Transfer syntaxes for everything that is not an instance: identifiers and attribute lists are small and
 native."""
+
+Authorization = Callable[[Message, PresentationContext, Association], None]
+"""Asked about a request, on its context and association; raises DimseError to refuse it."""
+
+Admission = Callable[[AssociateRQ, Association, AcceptorPolicy], AcceptorPolicy | AssociateRJ]
+"""Asked about an association that is requested: the policy for it, the given one or a stricter one, or a refusal."""
 
 
 class Services:
@@ -62,6 +69,7 @@ class Services:
         self._other_storage_as_scp: SupportedAbstractSyntax | None = None
         self._other_storage_as_scu: SupportedAbstractSyntax | None = None
         self.observer: Observer | None = None
+        self._authorizations: list[Authorization] = []
         self._on_established: list[Callable[[Association], None]] = []
         self._on_ended: list[Callable[[Association, AssociationError | None], None]] = []
 
@@ -126,6 +134,10 @@ class Services:
         if ended is not None:
             self._on_ended.append(ended)
 
+    def authorize(self, authorization: Authorization) -> None:
+        """Have each request looked at before it is performed, C-ECHO and C-STORE included."""
+        self._authorizations.append(authorization)
+
     def observe(self, observer: Observer) -> None:
         """Have what is performed, and invoked, on the associations of these services counted by somebody."""
         self.observer = observer
@@ -141,8 +153,15 @@ class Services:
             return scp or scu
         return replace(scp, scu=True)
 
+    def check_authorized(
+        self, request: Message, context: PresentationContext, association: Association
+    ) -> None:
+        """Raises DimseError for a request that is not to be performed."""
+        for authorization in self._authorizations:
+            authorization(request, context, association)
+
     def open_sink(self, request: StoreRequest) -> Sink:
-        """The sink for one C-STORE; raises DimseError where none was registered.
+        """The sink for one C-STORE; raises DimseError where none was registered, or the request is not authorized.
 
         Lenient: the command may name another SOP class than its context, when both are for storage.
         """
@@ -158,6 +177,7 @@ class Services:
             open_sink = self._opener(of_command) or open_sink
         if open_sink is None:
             raise DimseError(Status.SOP_CLASS_NOT_SUPPORTED, "SOP class not supported for storage")
+        self.check_authorized(request.command, request.context, request.association)
         return open_sink(request)
 
     def _opener(self, sop_class: str) -> Callable[[StoreRequest], Sink] | None:
@@ -193,6 +213,13 @@ def _set(uids: Iterable[str] | None) -> frozenset[str] | None:
     return None if uids is None else frozenset(uids)
 
 
+@dataclass(frozen=True, slots=True)
+class _Hosted:
+    policy: AcceptorPolicy
+    services: Services
+    admit: Admission | None
+
+
 class Server:
     """Services behind an Acceptor: fill it with `add`, then `listen` on any number of addresses. Or use `serve`."""
 
@@ -204,9 +231,9 @@ class Server:
         size_limits: SizeLimits | None = None,
         verify_identity: IdentityVerifier | None = None,
     ) -> None:
-        self._hosted: list[tuple[AcceptorPolicy, Services]] = []
+        self._hosted: list[_Hosted] = []
         self.acceptor = Acceptor(
-            lambda request: self._host_of(request.called_ae_title)[0],
+            self._admit,
             lambda: Exchange(self._services_of),
             timeouts=timeouts,
             limits=limits,
@@ -215,7 +242,9 @@ class Server:
         )
         self._closed = asyncio.Event()
 
-    def add(self, services: Services, policy: AcceptorPolicy | None = None) -> None:
+    def add(
+        self, services: Services, policy: AcceptorPolicy | None = None, *, admit: Admission | None = None
+    ) -> None:
         """Perform services for the called AE titles of a policy; one without titles takes what no other answers to.
 
         policy: AE titles, lengths and windows; its abstract syntaxes are replaced by those of the services.
@@ -225,7 +254,7 @@ class Server:
             abstract_syntaxes={},
             other_abstract_syntaxes=services.support_for,
         )
-        self._hosted.append((policy, services))
+        self._hosted.append(_Hosted(policy, services, admit))
 
     def follow(self, other: Server) -> None:
         """Host what another server hosts, with its timeouts and limits, from now on. Associations go on as they were
@@ -233,18 +262,22 @@ class Server:
         self._hosted = other._hosted
         self.acceptor.follow(other.acceptor)
 
-    def _host_of(self, called_ae_title: str) -> tuple[AcceptorPolicy, Services]:
+    def _admit(self, request: AssociateRQ, association: Association) -> AcceptorPolicy | AssociateRJ:
+        hosted = self._host_of(request.called_ae_title)
+        return hosted.policy if hosted.admit is None else hosted.admit(request, association, hosted.policy)
+
+    def _host_of(self, called_ae_title: str) -> _Hosted:
         """By title; the last resort is the first one added, whose policy then rejects the title."""
         for hosted in self._hosted:
-            if called_ae_title in hosted[0].ae_titles:
+            if called_ae_title in hosted.policy.ae_titles:
                 return hosted
         for hosted in self._hosted:
-            if not hosted[0].ae_titles:
+            if not hosted.policy.ae_titles:
                 return hosted
         return self._hosted[0]
 
     def _services_of(self, association: Association) -> Services:
-        return self._host_of(association.agreed.called_ae_title)[1]
+        return self._host_of(association.agreed.called_ae_title).services
 
     @property
     def port(self) -> int:

@@ -5,7 +5,7 @@ Three ways in, from the top: `request_association` and `Acceptor` for asyncio pr
 Most programs want `harmony.dimse` instead.
 """
 
-from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier
+from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier, PolicyChoice
 from harmony.ul.association import Association, AssociationUser
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import (
@@ -109,6 +109,7 @@ __all__ = [
     "PDUType",
     "PDataIndication",
     "PDataTF",
+    "PolicyChoice",
     "PresentationContext",
     "PresentationDataValue",
     "ProposedContext",

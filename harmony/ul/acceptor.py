@@ -24,11 +24,11 @@ from harmony.ul.association import Association, AssociationUser
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
-from harmony.ul.pdu import AssociateRJ, AssociateRQ
+from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
 from harmony.ul.transport import format_address
 from harmony.ul.upper_layer import Role, SizeLimits
 
-__all__ = ["Acceptor", "AcceptorLimits", "IdentityVerifier"]
+__all__ = ["Acceptor", "AcceptorLimits", "IdentityVerifier", "PolicyChoice"]
 
 logger = logging.getLogger("harmony.ul")
 
@@ -44,6 +44,8 @@ Returns the server response for item 59 (b"" for types 1, 2 and 5); None refuses
 2, reason 1.
 """
 
+PolicyChoice = Callable[[AssociateRQ, Association], AcceptorPolicy | AssociateRJ]
+
 
 @dataclass(frozen=True, slots=True)
 class AcceptorLimits:
@@ -58,15 +60,15 @@ class AcceptorLimits:
 class Acceptor:
     """Listens for associations; each gets its own user from `make_user`.
 
-    policy: one for all, or chosen for each request (by called AE title, say); may be replaced while running,
-    associations keep what they negotiated.
+    policy: one for all, or chosen for each request (by called AE title, say, or by the address of the association that
+    is to be); an AssociateRJ refuses. It may be replaced while running, associations keep what they negotiated.
     verify_identity: called for every request when given, as a task that has `timeouts.associate_s` and is cancelled
     when the peer goes away.
     """
 
     def __init__(
         self,
-        policy: AcceptorPolicy | Callable[[AssociateRQ], AcceptorPolicy],
+        policy: AcceptorPolicy | PolicyChoice,
         make_user: Callable[[], AssociationUser],
         *,
         timeouts: Timeouts | None = None,
@@ -305,8 +307,12 @@ class Acceptor:
     ) -> None:
         """Negotiate; a policy or user that fails costs its own association only, and the peer gets an answer."""
         try:
-            policy = self.policy(request) if callable(self.policy) else self.policy
-            response = negotiate(request, policy, identity_response=identity_response)
+            policy = self.policy(request, association) if callable(self.policy) else self.policy
+            response: AssociateAC | AssociateRJ
+            if isinstance(policy, AssociateRJ):
+                response = policy
+            else:
+                response = negotiate(request, policy, identity_response=identity_response)
             if isinstance(response, AssociateRJ):
                 self._reject(association, response)
             else:

@@ -37,7 +37,8 @@ from harmony.ul.transport import (
     BorrowedSocket,
     acknowledge_quickly,
     adopt_socket,
-    format_address,
+    format_peer,
+    peer_of,
     receive_buffer,
 )
 from harmony.ul.upper_layer import (
@@ -103,6 +104,7 @@ class Association(asyncio.BufferedProtocol):
         timeouts: Timeouts,
         limits: SizeLimits | None = None,
         request: AssociateRQ | None = None,
+        peer: tuple[str, int] | None = None,
         on_connected: Callable[[Association], None] | None = None,
         on_request: Callable[[Association, AssociateRQ], None] | None = None,
         on_ended: Callable[[Association], None] | None = None,
@@ -113,7 +115,10 @@ class Association(asyncio.BufferedProtocol):
         self.role = role
         self.user = user
         self.negotiated: Negotiated | None = None
-        self.peer_address = "?"
+        self.peer = peer or ("", 0)
+        """Host and port: what the argument says, or else where the transport leads, once there is one."""
+        self.peer_address = format_peer(self.peer)
+        """The same for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
         self.request = request
         self.error: AssociationError | None = None
         self.received_bytes = 0
@@ -315,7 +320,9 @@ class Association(asyncio.BufferedProtocol):
         # TLS transports pause at `size >= high`, plain ones at `size > high`: 0 would pause the former for nothing.
         secured = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=1 if secured else 0, low=0)
-        self.peer_address = format_address(transport)
+        if not self.peer[0]:
+            self.peer = peer_of(transport)
+        self.peer_address = format_peer(self.peer)
         self._socket = adopt_socket(transport)
         now = self._loop.time()
         self._deadlines.idle_since = now

@@ -13,6 +13,8 @@ __all__ = [
     "acknowledge_quickly",
     "adopt_socket",
     "format_address",
+    "format_peer",
+    "peer_of",
     "receive_buffer",
 ]
 
@@ -78,10 +80,22 @@ def acknowledge_quickly(sock: BorrowedSocket) -> None:
         pass  # the connection is going down, which the next read will say
 
 
-def format_address(transport: asyncio.Transport) -> str:
-    """The peer's address for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
+def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
+    """The peer's host and port; ("", 0) where a transport has none."""
     address = transport.get_extra_info("peername")
     if isinstance(address, tuple) and len(address) >= 2:
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"{host}:{address[1]}"
-    return str(address or "?")
+        return str(address[0]), int(address[1])
+    return "", 0
+
+
+def format_peer(peer: tuple[str, int]) -> str:
+    """For logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
+    host, port = peer
+    if not host:
+        return "?"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def format_address(transport: asyncio.Transport) -> str:
+    """The peer's address as `format_peer` shows it."""
+    return format_peer(peer_of(transport))

@@ -1,6 +1,7 @@
 """Services as negotiation and the exchange ask them, and servers: who is served what, until when."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -9,15 +10,18 @@ from harmony.dimse import (
     CFindRQ,
     CGetRQ,
     DimseError,
+    Instance,
     Outcome,
     Server,
     Services,
+    Status,
     associate,
 )
 from harmony.dimse.command import NEventReportRQ
 from harmony.dimse.sop_class import is_storage_sop_class
 from harmony.ul import (
     AcceptorPolicy,
+    AssociateRJ,
     AssociationAborted,
     AssociationRejected,
     SupportedAbstractSyntax,
@@ -256,3 +260,52 @@ async def test_get_needs_the_scu_role_of_storage(serving, raw_peer, uids):
         peer = await raw_peer(server.port, roles=[(uids.CT, True, True)])
         context = peer.association.agreed.contexts[3]
         assert (context.as_scu, context.as_scp) == (False, True)
+
+
+# Who may associate, and have what performed
+
+
+async def test_admission_and_authorization():
+    services = Services()
+    services.store(lambda request: Discarding())
+
+    def admit(request, association, policy):
+        if request.calling_ae_title == "BANNED":
+            return AssociateRJ(1, 1, 3)
+        return replace(policy, maximum_length=16384)
+
+    def authorize(request, context, association):
+        if association.agreed.calling_ae_title == "READER":
+            raise DimseError(Status.NOT_AUTHORIZED, "only reading")
+
+    services.authorize(authorize)
+    server = Server()
+    server.add(services, admit=admit)
+    await server.listen("127.0.0.1", 0)
+    contexts = propose_contexts([(CT, [JPEG]), ("1.2.840.10008.1.1", sorted(NATIVE))])
+    try:
+        with pytest.raises(AssociationRejected) as rejected:
+            async with associate("127.0.0.1", server.port, calling_ae_title="BANNED", contexts=contexts):
+                pass
+        assert rejected.value.reason == 3
+        async with associate("127.0.0.1", server.port, calling_ae_title="WRITER", contexts=contexts) as scu:
+            assert scu.association.agreed.peer.maximum_length == 16384
+            assert (await scu.store(Instance(CT, "1.2", JPEG, b"12"))).status == 0
+        async with associate("127.0.0.1", server.port, calling_ae_title="READER", contexts=contexts) as scu:
+            for asked in (scu.echo(), scu.store(Instance(CT, "1.2", JPEG, b"12"))):
+                with pytest.raises(DimseError) as refused:
+                    await asked
+                assert refused.value.status == 0x0124
+    finally:
+        await server.close()
+
+
+class Discarding:
+    def write(self, fragment):
+        pass
+
+    def finish(self):
+        return Outcome(Status.SUCCESS)
+
+    def abort(self):
+        pass

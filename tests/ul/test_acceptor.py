@@ -12,6 +12,7 @@ from harmony.ul.acceptor import Acceptor, AcceptorLimits
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationAborted, ConnectionLost, DeadlineExceeded
 from harmony.ul.negotiation import AcceptorPolicy, SupportedAbstractSyntax
+from harmony.ul.pdu import AssociateRJ
 from harmony.ul.upper_layer import SizeLimits
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -168,6 +169,24 @@ async def test_the_policy_may_be_replaced_while_running(serve, connect, wire):
     service = await serve()
     service.acceptor.policy = AcceptorPolicy(ae_titles=frozenset({"OTHER"}))
     assert await (await connect(service.port)).exchange(wire.associate_rq()) == wire.reject(1, 1, 7)
+
+
+async def test_the_policy_may_be_chosen_by_the_address_of_the_peer(serve, connect, wire):
+    peers = []
+
+    def choose(request, association):
+        peers.append(association.peer)
+        if request.called_ae_title == "OTHER":
+            return AssociateRJ(2, 3, 2)
+        return AcceptorPolicy()
+
+    service = await serve(choose)
+    peer = await connect(service.port)
+    assert (await peer.exchange(wire.associate_rq()))[0] == 2
+    assert peers == [("127.0.0.1", peer.port)]
+    peer = await connect(service.port)
+    assert await peer.exchange(wire.associate_rq(called=b"OTHER")) == wire.reject(2, 3, 2)
+    assert service.acceptor.rejections == {(2, 3, 2): 1}
 
 
 async def test_a_policy_that_fails_costs_its_own_association_only(serve, connect, wire, caplog):
