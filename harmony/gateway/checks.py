@@ -19,6 +19,7 @@ from harmony.gateway.options import (
     Role,
     TransformOptions,
 )
+from harmony.gateway.rule_options import DIMSE, HTTP, RULES
 from harmony.gateway.sources import show
 
 EVERY_METHOD = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -56,6 +57,21 @@ def conflicts(config: LoadedConfig) -> Iterator[Problem]:
                         f"the DICOM endpoint {show(endpoint.name)} has none and would refuse everything"
                     )
                     yield pipeline.origin.problem("middleware", message)
+        yield from _rules_about_nothing(pipeline)
+
+
+def _rules_about_nothing(pipeline: Pipeline) -> Iterator[Problem]:
+    """A rule is asked about the requests that it can look at; one that never is would be thought to protect."""
+    protocols = {DIMSE if service == "dicom_scp" else HTTP for service in _services(pipeline)}
+    for middleware in pipeline.middleware:
+        for rule in middleware.rules:
+            about = RULES[rule.type].protocols
+            if protocols and protocols.isdisjoint(about):
+                message = (
+                    f"lists {show(middleware.name)}, whose rule {show(rule.name)} ({rule.type}) is about "
+                    f"{about[0]} requests, and no endpoint of this pipeline takes any"
+                )
+                yield pipeline.origin.problem("middleware", message)
 
 
 def _route_conflicts(config: LoadedConfig) -> Iterator[Problem]:

@@ -28,6 +28,7 @@ from harmony.gateway.addresses import (
 from harmony.gateway.config import (
     Authentication,
     ListenerTLS,
+    Rule,
     Secret,
     Table,
     Target,
@@ -50,7 +51,8 @@ from harmony.gateway.options import (
     find_kind,
     spellings,
 )
-from harmony.gateway.sources import Entry, Merged, Place, Report, hint, show
+from harmony.gateway.policy_tables import PolicyTables
+from harmony.gateway.sources import Entry, Merged, Place, Report, hint, show, unknown
 from harmony.gateway.tables import keys_of, read_table
 
 UNNAMED_AET = "ANY-SCP"
@@ -59,12 +61,6 @@ UNNAMED_AET = "ANY-SCP"
 NEEDS_TARGET = frozenset({"http", "dicom_scu", "jmix_backend"})
 
 ModelT = TypeVar("ModelT")
-
-
-def unknown(name: str, section: str, merged: Merged) -> str:
-    known = tuple(merged.named[section])
-    listed = ", ".join(show(each) for each in known[:20]) or "there are none"
-    return f"is {show(name)}, must be the name of a [{section}] table: {listed}{hint(name, known)}"
 
 
 def server_tls(
@@ -113,6 +109,7 @@ class Part:
     """The options as written, to tell a default from a value."""
     address: Parts = NO_PARTS
     authentication: Authentication | None = None
+    rules: tuple[Rule, ...] = ()
 
 
 class Components:
@@ -122,6 +119,7 @@ class Components:
         self.merged = merged
         self.report = report
         self.storage_path = storage_path
+        self.policies = PolicyTables(merged, report)
         self.authentications = self._all("authentications", self._read_authentication)
         self.peers = self._all("peers", self._read_peer)
         self.targets = self._all("targets", self._read_peer)
@@ -136,7 +134,8 @@ class Components:
         if options is None:
             return None
         self._check_middleware(options, place, None)
-        return Part(name, kind, options=options, place=place, options_place=place, given={})
+        rules = self._rules(options, place)
+        return Part(name, kind, options=options, place=place, options_place=place, given={}, rules=rules)
 
     def _all(self, section: str, read: Callable[[str, Entry], ModelT | None]) -> dict[str, ModelT]:
         entries = self.merged.named[section].items()
@@ -401,17 +400,17 @@ class Components:
             options_place=place,
             given=given if isinstance(given, dict) else {},
             authentication=authentication,
+            rules=self._rules(options, place),
         )
+
+    def _rules(self, options: Table, place: Place) -> tuple[Rule, ...]:
+        return self.policies.rules_of(options, place) if isinstance(options, PoliciesOptions) else ()
 
     def _check_middleware(self, options: Table, place: Place, authentication: Authentication | None) -> None:
         match options:
             case TransformOptions(fail_on_error=False):
                 message = "is false, and transforms are not available: the middleware does nothing"
                 self.report.warning(place, "fail_on_error", message)
-            case PoliciesOptions():
-                for policy in options.policies:
-                    if isinstance(policy, str) and not self.merged.knows("policies", policy):
-                        self.report.error(place, "policies", unknown(policy, "policies", self.merged))
             case BasicAuthOptions() if authentication is None:
                 for key, value in (("username", options.username), ("password", options.password)):
                     if value is None:

@@ -149,6 +149,40 @@ class Secret:
         return "Secret()"
 
 
+class Written:
+    """A value that files hold as a string and that is no string: a subclass raises ValueError for what is none.
+
+    Not a dataclass, as a `Secret`.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        """text: what the file says. Raises ValueError."""
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, Written) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.text!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of the policies that a middleware names."""
+
+    name: str
+    type: str
+    """A key of `harmony.gateway.rule_options.RULES`."""
+    weight: int
+    options: Table
+    origin: Origin = field(repr=False, compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Authentication:
     """Credentials, or how to check them. Fields that a method does not use are None or empty."""
@@ -210,6 +244,8 @@ class Middleware:
     options: Table
     authentication: Authentication | None
     origin: Origin = field(repr=False, compare=False)
+    rules: tuple[Rule, ...] = ()
+    """Of `policies`: those that are enabled, of policies that are, each once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,16 @@ from harmony.dimse.observer import Observer
 from harmony.dimse.scp import Server, Services
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
+from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.options import DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.tls import server_context
 from harmony.ul.acceptor import AcceptorLimits
+from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import AcceptorPolicy
+from harmony.ul.pdu import AssociateRJ, AssociateRQ
 
 __all__ = ["DicomListener", "DicomSCP"]
 
@@ -38,6 +41,8 @@ class DicomSCP:
     observer: Observer | None = None
     moves: StoreReceivers | None = None
     """Whose retrieves get what they wait for, before it is the backend's."""
+    policies: tuple[DimsePolicies, ...] = ()
+    """All of them must agree."""
 
     @property
     def options(self) -> DicomScpOptions:
@@ -67,6 +72,8 @@ class DicomSCP:
             self.query_retrieve.register(services)
         if self.observer is not None:
             services.observe(self.observer)
+        for each in self.policies:
+            services.authorize(each.authorize)
         services.on_association(self.backend.association_established, self.backend.association_ended)
         return services
 
@@ -80,6 +87,17 @@ class DicomSCP:
             maximum_operations_performed=options.max_operations,
             extended_negotiation=self.query_retrieve.extended_negotiation,
         )
+
+    def admit(
+        self, request: AssociateRQ, association: Association, policy: AcceptorPolicy
+    ) -> AcceptorPolicy | AssociateRJ:
+        """What the policies make of the policy for one association."""
+        for each in self.policies:
+            answer = each.admit(request, association, policy)
+            if isinstance(answer, AssociateRJ):
+                return answer
+            policy = answer
+        return policy
 
 
 class DicomListener:
@@ -104,7 +122,7 @@ class DicomListener:
             ),
         )
         for scp in self.scps:
-            self.server.add(scp.services(), scp.policy())
+            self.server.add(scp.services(), scp.policy(), admit=scp.admit if scp.policies else None)
 
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""

@@ -4,8 +4,8 @@ A `GuardedRouter` stands between an endpoint and the router of a network: every 
 reached through the pipeline's middleware, in the order in which it is listed. A middleware calls `proceed` or answers
 itself; what it lets pass streams as if it were not there.
 
-Here: `passthru`, which leaves a mark for `echo`, and `path_filter`. A middleware type without an entry in `_MAKERS`
-does nothing to HTTP requests.
+Here: `passthru`, which leaves a mark for `echo`, and `path_filter`; `policies` is in `http_policies`. A middleware type
+without an entry in `_MAKERS` does nothing to HTTP requests.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from harmony.gateway.config import ConfigError, Endpoint, Middleware, Pipeline
+from harmony.gateway.http_policies import HttpPolicies
 from harmony.gateway.options import PathFilterOptions, PrefixOptions
-from harmony.http import Handler, Request, Response, Route, Router, normalize_prefix
+from harmony.gateway.path_pattern import PathPattern, is_plain, path_below
+from harmony.gateway.rules import Rulebook
+from harmony.http import Handler, Request, Response, Route, Router
 
 __all__ = ["PASSED_LEFT", "PASSED_RIGHT", "GuardedRouter", "HttpMiddleware", "PathFilter", "http_middleware"]
 
@@ -59,15 +62,20 @@ def _behind(middleware: HttpMiddleware, handler: Handler) -> Handler:
     return handle
 
 
-def http_middleware(pipeline: Pipeline, endpoint: Endpoint) -> list[HttpMiddleware]:
+def http_middleware(
+    pipeline: Pipeline, endpoint: Endpoint, *, rulebook: Rulebook | None = None
+) -> list[HttpMiddleware]:
     """What stands in front of an endpoint. Raises ConfigError for options that have no meaning.
 
-    What is listed on the right only acts as well: a filter must not be without effect.
+    What is listed on the right only acts as well: a filter must not be without effect. rulebook: for those who share
+    rules, and so what these count.
     """
     options = endpoint.options
     prefix = options.path_prefix if isinstance(options, PrefixOptions) else ""
     found: list[HttpMiddleware] = []
     for each in pipeline.middleware:
+        if each.type == "policies":
+            found.append(HttpPolicies.of(each, rulebook or Rulebook(), prefix=prefix))
         maker = _MAKERS.get(each.type)
         if maker is not None:
             found.append(maker(each, pipeline, prefix))
@@ -90,33 +98,8 @@ class Passthru:
 
 @dataclass(frozen=True, slots=True)
 class PathRule:
-    """`/a/{id}` for any one segment, `/a/{*rest}` or `/a/*` for `/a` and everything below it."""
-
     allow: bool
-    segments: tuple[str, ...]
-    rest: bool
-
-    @classmethod
-    def parse(cls, allow: bool, pattern: str) -> PathRule:
-        """Raises ValueError."""
-        segments = tuple(segment for segment in pattern.split("/") if segment)
-        rest = bool(segments) and (
-            segments[-1] == "*" or (segments[-1].startswith("{*") and segments[-1].endswith("}"))
-        )
-        if rest:
-            segments = segments[:-1]
-        for segment in segments:
-            variable = len(segment) > 2 and segment[0] == "{" and segment[-1] == "}"
-            if "*" in segment or not (variable or ("{" not in segment and "}" not in segment)):
-                raise ValueError(f'pattern "{pattern}": expected text, {{name}}, or {{*name}} at the end')
-        return cls(allow, segments, rest)
-
-    def matches(self, path: tuple[str, ...]) -> bool:
-        if len(path) < len(self.segments) or (len(path) > len(self.segments) and not self.rest):
-            return False
-        return all(
-            mine[0] == "{" or mine == theirs for mine, theirs in zip(self.segments, path, strict=False)
-        )
+    pattern: PathPattern
 
 
 class PathFilter:
@@ -128,7 +111,7 @@ class PathFilter:
 
     def __init__(self, rules: Sequence[PathRule], *, prefix: str = "") -> None:
         self._rules = tuple(rules)
-        self._skipped = len([segment for segment in normalize_prefix(prefix).split("/") if segment])
+        self._prefix = prefix
 
     @classmethod
     def of(cls, options: PathFilterOptions, *, prefix: str) -> PathFilter:
@@ -136,27 +119,21 @@ class PathFilter:
         rules = []
         for rule in options.rules:
             if isinstance(rule, str):
-                rules.append(PathRule.parse(True, rule))
+                rules.append(PathRule(True, PathPattern.parse(rule)))
                 continue
             if len(rule) != 1 or next(iter(rule)) not in ("allow", "deny"):
                 raise ValueError("a rule is a path, { allow = path } or { deny = path }")
             verdict, pattern = next(iter(rule.items()))
-            rules.append(PathRule.parse(verdict == "allow", pattern))
+            rules.append(PathRule(verdict == "allow", PathPattern.parse(pattern)))
         return cls(rules, prefix=prefix)
 
     async def handle(self, request: Request, proceed: Handler) -> Response:
-        path = request.segments[self._skipped :]
-        if path and not path[-1]:
-            path = path[:-1]  # a trailing slash, or nothing at all
-        if all(_is_plain(segment) for segment in path):
+        path = path_below(request, self._prefix)
+        if is_plain(path):
             for rule in self._rules:
-                if rule.matches(path):
+                if rule.pattern.matches(path):
                     return await proceed(request) if rule.allow else Response(404)
         return Response(404)
-
-
-def _is_plain(segment: str) -> bool:
-    return bool(segment) and not any(character in segment for character in "/\\%")
 
 
 def _passthru(middleware: Middleware, pipeline: Pipeline, prefix: str) -> HttpMiddleware:

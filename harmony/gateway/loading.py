@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from harmony.gateway import checks, sections
 from harmony.gateway.addresses import clean_path
-from harmony.gateway.components import Components, server_tls, unknown
+from harmony.gateway.components import Components, server_tls
 from harmony.gateway.config import (
     ConfigError,
     Listener,
@@ -37,6 +37,7 @@ from harmony.gateway.sources import (
     parse_document,
     read_documents,
     show,
+    unknown,
 )
 from harmony.gateway.tables import read_table
 from harmony.gateway.wiring import Wiring
@@ -171,10 +172,3 @@ def _check_what_is_not_wired(merged: Merged, report: Report) -> None:
     for section in ("services", "middleware_types"):
         for entry in merged.named[section].values():
             read_table(sections.ModuleTable, entry.value, entry.place, report)
-    for entry in merged.named["rules"].values():
-        read_table(sections.RuleTable, entry.value, entry.place, report)
-    for entry in merged.named["policies"].values():
-        policy = read_table(sections.PolicyTable, entry.value, entry.place, report)
-        for rule in policy.rules if policy is not None else ():
-            if isinstance(rule, str) and not merged.knows("rules", rule):
-                report.error(entry.place, "rules", unknown(rule, "rules", merged))

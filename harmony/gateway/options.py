@@ -426,6 +426,7 @@ SUPPORTED = frozenset(
         (Role.MIDDLEWARE, "jmix_builder"),
         (Role.MIDDLEWARE, "passthru"),
         (Role.MIDDLEWARE, "path_filter"),
+        (Role.MIDDLEWARE, "policies"),
     }
 )
 """What this version can run. Consulted when the gateway starts, not when a configuration is loaded."""

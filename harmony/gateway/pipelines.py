@@ -30,6 +30,7 @@ from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dicomweb import DicomWeb
 from harmony.gateway.dicomweb_upstream import DicomwebUpstream
 from harmony.gateway.dimse_bridge import DimseBridge
+from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.echo import Echo
 from harmony.gateway.envelope_builder import EnvelopeBuilder
 from harmony.gateway.http_backend import HttpForward, HttpUpstream
@@ -54,6 +55,7 @@ from harmony.gateway.options import (
     StorageBackendOptions,
 )
 from harmony.gateway.retrieved import RetrievedFolders
+from harmony.gateway.rules import Rulebook
 from harmony.gateway.store_receiver import StoreReceivers, require_title
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.http import RouteConflict, Router
@@ -129,6 +131,7 @@ class _Assembler:
         """By the name of their table."""
         self._upstreams: dict[str, HttpUpstream] = {}
         self._dicomweb_servers: dict[str, DicomwebUpstream] = {}
+        self._rulebook = Rulebook()
         self._archives: dict[Path, LocalArchive] = {}
         """What can be retrieved from, one for each storage folder."""
         self._behind: dict[str, Backend] = {}
@@ -198,7 +201,12 @@ class _Assembler:
                 _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
                     self._scps.setdefault(listener, []).append(
-                        DicomSCP(endpoint, backend, self._observer(endpoint))
+                        DicomSCP(
+                            endpoint,
+                            backend,
+                            self._observer(endpoint),
+                            policies=self._dimse_policies(pipeline),
+                        )
                     )
             elif isinstance(endpoint.options, EchoEndpointOptions):
                 self._add_echo(pipeline, endpoint)
@@ -207,6 +215,11 @@ class _Assembler:
                     self._add_http(pipeline, endpoint, pipeline.backends[0])
                 else:
                     self._add_routes(pipeline, endpoint, NoBackend(endpoint))
+
+    def _dimse_policies(self, pipeline: Pipeline) -> tuple[DimsePolicies, ...]:
+        return tuple(
+            DimsePolicies.of(each, self._rulebook) for each in pipeline.middleware if each.type == "policies"
+        )
 
     def _share_store_ports(self) -> None:
         """Where a PACS sends to a port that endpoints listen on, they receive for our retrieves as well."""
@@ -414,7 +427,7 @@ class _Assembler:
         return self._upstreams[configured.name]
 
     def _add_routes(self, pipeline: Pipeline, endpoint: Endpoint, served: _Served) -> None:
-        middleware = http_middleware(pipeline, endpoint)
+        middleware = http_middleware(pipeline, endpoint, rulebook=self._rulebook)
         for network in endpoint.networks:
             router = self.assembly.routers.setdefault(network, Router())
             try:

@@ -165,6 +165,10 @@ class RuleTable(Table, frozen=True):
         "user_agent",
         "time_based",
         "geo",
+        "calling_ae",
+        "called_ae",
+        "sop_class",
+        "operation",
         "allow_all",
         "deny_all",
     ]

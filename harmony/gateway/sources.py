@@ -332,3 +332,9 @@ def hint(given: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the closest known one, or nothing."""
     close = difflib.get_close_matches(given, known, n=1)
     return f"; did you mean {show(close[0])}?" if close else ""
+
+
+def unknown(name: str, section: str, merged: Merged) -> str:
+    known = tuple(merged.named[section])
+    listed = ", ".join(show(each) for each in known[:20]) or "there are none"
+    return f"is {show(name)}, must be the name of a [{section}] table: {listed}{hint(name, known)}"

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from harmony.gateway.config import Secret, Table
+from harmony.gateway.config import Secret, Table, Written
 from harmony.gateway.sources import Place, Report, Substituted, hint, show
 
 TableT = TypeVar("TableT", bound=Table)
@@ -83,6 +83,8 @@ class _Field:
     """The field is a table of its own."""
     many: type[Table] | None
     """The field is a table of such tables."""
+    listed: type[Table] | None
+    """The field is a list of such tables."""
 
 
 def read_table(
@@ -159,6 +161,14 @@ def _read_value(
         }
         values[field.name] = {name: table for name, table in tables.items() if table is not None}
         return
+    if field.listed is not None and isinstance(given, list):
+        numbered = [
+            read_table(field.listed, each, place.child(key, str(number)), report)
+            for number, each in enumerate(given, start=1)
+        ]
+        if given or not field.required:
+            values[field.name] = tuple(table for table in numbered if table is not None)
+            return
     try:
         values[field.name] = convert(given, field.kind)
     except (msgspec.ValidationError, OverflowError):
@@ -213,6 +223,8 @@ def _decode(kind: type, value: object) -> object:
         raise ValueError("not a string")
     if kind is Secret:
         return Secret(value)
+    if issubclass(kind, Written):
+        return kind(value)
     if not value or any(character < " " for character in value):
         raise ValueError("not a path")
     return Path(value)
@@ -227,6 +239,7 @@ def _describe(field: msgspec.structs.FieldInfo) -> _Field:
     info = inspect.type_info(field.type)
     bare = _unwrap(info)
     value = _unwrap(bare.value_type) if isinstance(bare, inspect.DictType) else None
+    item = _unwrap(bare.item_type) if isinstance(bare, inspect.VarTupleType) else None
     return _Field(
         field.name,
         field.type,
@@ -235,6 +248,7 @@ def _describe(field: msgspec.structs.FieldInfo) -> _Field:
         secret=isinstance(bare, inspect.CustomType) and bare.cls is Secret,
         single=_table_class(bare),
         many=_table_class(value),
+        listed=_table_class(item),
     )
 
 
@@ -283,6 +297,8 @@ def allowed(info: inspect.Type) -> str:
             return "a table"
         case inspect.CustomType() if info.cls is Path:
             return "a path"
+        case inspect.DateType():
+            return "a date such as 2026-01-31"
     return "a string"
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from harmony.gateway import sections
 from harmony.gateway.addresses import dicom_listener
-from harmony.gateway.components import Components, Part, server_tls, unknown
+from harmony.gateway.components import Components, Part, server_tls
 from harmony.gateway.config import (
     Backend,
     Endpoint,
@@ -23,7 +23,7 @@ from harmony.gateway.config import (
     Pipeline,
 )
 from harmony.gateway.options import DicomScpOptions, Role, find_kind, spellings
-from harmony.gateway.sources import Entry, Merged, Place, Report, hint, show
+from harmony.gateway.sources import Entry, Merged, Place, Report, hint, show, unknown
 from harmony.gateway.tables import read_table
 
 
@@ -182,6 +182,7 @@ class Wiring:
             options=part.options,
             authentication=part.authentication,
             origin=part.place.origin(),
+            rules=part.rules,
         )
 
     def _built_in(self, name: str, key: str, *, place: Place, dicomweb: bool) -> Part | None:

@@ -108,7 +108,7 @@ force_https = true
 [pipelines.p]
 networks = ["n"]
 endpoints = ["e"]
-middleware = ["policies", "t", "u"]
+middleware = ["log_dump", "t", "u"]
 backends = ["b", "c"]
 [endpoints.e]
 service = "echo"
@@ -142,7 +142,7 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
         '[pipelines.p] backends lists "b", which an echo endpoint never asks, must be []',
         '[endpoints.e] authentication is "a"; it is not available in this version for endpoints',
         '[authentications.a] method is "mutual_tls", which is not available in this version',
-        '[middleware.policies] type is "policies", which is not available in this version',
+        '[middleware.log_dump] type is "log_dump", which is not available in this version',
         '[middleware.t] type is "transform", which is not available in this version',
     ]
     assert main(["-c", str(path), "--check"]) == 2

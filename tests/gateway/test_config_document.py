@@ -12,6 +12,7 @@ from harmony.gateway.checks import unsupported
 from harmony.gateway.config import Table
 from harmony.gateway.loading import load
 from harmony.gateway.options import KINDS, SUPPORTED, AetEntry, AuthenticationOptions, Role
+from harmony.gateway.rule_options import RULES
 from harmony.gateway.tables import keys_of
 
 TEXT = (Path(__file__).parents[2] / "docs" / "CONFIGURATION.md").read_text()
@@ -34,6 +35,8 @@ DOCUMENTED = {
     "`[endpoints.<name>]`": sections.EndpointTable,
     "`[backends.<name>]`": sections.BackendTable,
     "`[middleware.<name>]`": sections.MiddlewareTable,
+    "`[policies.<name>]`": sections.PolicyTable,
+    "`[rules.<name>]`": sections.RuleTable,
 } | {
     f"{kind.role.value.capitalize()} `{kind.name}`": kind.options
     for kind in KINDS
@@ -107,6 +110,13 @@ def test_entries_of_the_aet_table_are_documented():
         assert field.name in row[-1]
 
 
+@pytest.mark.parametrize("type", RULES)
+def test_every_type_of_rule_is_documented_with_its_options(type):
+    (row,) = re.findall(rf"^\| [^|]*`{type}`.*$", section("Types of rules"), re.MULTILINE)
+    for field in msgspec.structs.fields(RULES[type].options):
+        assert f"`{field.name}`" in row
+
+
 EXAMPLES = re.findall(r"^```toml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
@@ -120,4 +130,4 @@ def test_the_examples_load(example, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
