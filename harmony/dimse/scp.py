@@ -291,9 +291,15 @@ class Server:
         *,
         ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
+        trusted_proxy: Callable[[str], bool] | None = None,
     ) -> None:
-        """Accept associations on one more address; port 0 takes a free one."""
-        await self.acceptor.listen(host, port, ssl_context=ssl_context, reuse_port=reuse_port)
+        """Accept associations on one more address; port 0 takes a free one.
+
+        trusted_proxy: which hosts may connect, each connection beginning with a header of the PROXY protocol.
+        """
+        await self.acceptor.listen(
+            host, port, ssl_context=ssl_context, reuse_port=reuse_port, trusted_proxy=trusted_proxy
+        )
 
     async def drain(self, grace_s: float) -> None:
         """Let open associations end within grace_s while new ones are rejected 2/3/1, then close."""

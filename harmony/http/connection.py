@@ -104,7 +104,15 @@ class ConnectionOwner(Protocol):
 class Connection:
     """One accepted connection, served by one task until it closes. `channel` is the protocol to give to asyncio."""
 
-    def __init__(self, owner: ConnectionOwner, *, network: str = "", scheme: str = "http") -> None:
+    def __init__(
+        self,
+        owner: ConnectionOwner,
+        *,
+        network: str = "",
+        scheme: str = "http",
+        client: tuple[str, int] | None = None,
+    ) -> None:
+        """client: who it is, None for the one who connected."""
         self._owner = owner
         self._limits = owner.limits
         self._network = network
@@ -112,7 +120,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self.channel = Channel(opened=self._start, peer_left=self._abandon)
         self.task: asyncio.Task[None] | None = None
-        self._client = ("", 0)
+        self._client = client or ("", 0)
         self._http = h11.Connection(h11.SERVER)
         self.accepted_on: tuple[str, int] | None = None  # the address listened on, as it was asked for
         self.idle = False  # waiting for the first byte of a request
@@ -141,7 +149,7 @@ class Connection:
 
     def _start(self) -> None:
         peer = self.channel.transport.get_extra_info("peername")
-        if isinstance(peer, tuple) and len(peer) >= 2:
+        if not self._client[0] and isinstance(peer, tuple) and len(peer) >= 2:
             self._client = (str(peer[0]), int(peer[1]))
         admitted = self._owner.opened(self)
         self.task = self._loop.create_task(

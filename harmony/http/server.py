@@ -10,13 +10,18 @@ The gateway starts it; a `Router` is a handler, and so is anything that wraps on
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import ssl as tls
 from collections.abc import Awaitable, Callable
 
 from harmony.http.connection import LINGER_TIMEOUT_S, Connection, Exchanged, ServerLimits
 from harmony.http.message import Request, Response
+from harmony.ul.proxied import ProxiedConnections, Trust
 
 __all__ = ["Exchanged", "HTTPServer", "ServerLimits"]
+
+logger = logging.getLogger("harmony.http")
 
 LISTEN_BACKLOG = 512
 """Connections the kernel completes ahead of us: a burst of clients is no reason to refuse any."""
@@ -46,6 +51,9 @@ class HTTPServer:
         """Each with the address that was asked for."""
         self._connections: set[Connection] = set()
         self._refused: set[Connection] = set()
+        self._proxied = ProxiedConnections(
+            self._admit_proxied, timeout_s=self.limits.header_timeout_s, logger=logger
+        )
         self._stopping = False
 
     async def start(
@@ -56,27 +64,53 @@ class HTTPServer:
         ssl: tls.SSLContext | None = None,
         reuse_port: bool = False,
         network: str = "",
+        trusted_proxy: Trust | None = None,
     ) -> list[tuple[str, int]]:
-        """Listen on one more address; returns where (port 0: a free one). Raises OSError when that is taken."""
+        """Listen on one more address; returns where (port 0: a free one). Raises OSError when that is taken.
+
+        trusted_proxy: which hosts may connect, each connection beginning with a header of the PROXY protocol.
+        """
         if self._stopping:
             raise RuntimeError("server was stopped")
         scheme = "https" if ssl is not None else "http"
 
-        def accept() -> asyncio.Protocol:
-            connection = Connection(self, network=network, scheme=scheme)
+        loop = asyncio.get_running_loop()
+        handshake_s = self.limits.header_timeout_s if ssl is not None else None
+        shutdown_s = LINGER_TIMEOUT_S if ssl is not None else None
+
+        def accept(client: tuple[str, int] | None = None) -> asyncio.Protocol:
+            connection = Connection(self, network=network, scheme=scheme, client=client)
             connection.accepted_on = (host, port)
             return connection.channel
 
-        listener = await asyncio.get_running_loop().create_server(
-            accept,
-            host,
-            port,
-            backlog=LISTEN_BACKLOG,
-            reuse_port=reuse_port or None,
-            ssl=ssl,
-            ssl_handshake_timeout=self.limits.header_timeout_s if ssl is not None else None,
-            ssl_shutdown_timeout=LINGER_TIMEOUT_S if ssl is not None else None,
-        )
+        async def proceed(sock: socket.socket, client: tuple[str, int] | None) -> None:
+            await loop.connect_accepted_socket(
+                lambda: accept(client),
+                sock,
+                ssl=ssl,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=shutdown_s,
+            )
+
+        if trusted_proxy is None:
+            listener = await loop.create_server(
+                accept,
+                host,
+                port,
+                backlog=LISTEN_BACKLOG,
+                reuse_port=reuse_port or None,
+                ssl=ssl,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=shutdown_s,
+            )
+        else:
+            listener = await loop.create_server(
+                lambda: self._proxied.door(trusted_proxy, proceed),
+                host,
+                port,
+                backlog=LISTEN_BACKLOG,
+                reuse_port=reuse_port or None,
+            )
         self._listeners.append(((host, port), listener))
         return _addresses(listener)
 
@@ -106,6 +140,7 @@ class HTTPServer:
         self._stopping = True
         for _, listener in self._listeners:
             listener.close()
+        await self._proxied.close()
         for connection in self._connections | self._refused:
             connection.finish_soon()
         if tasks := self._tasks():
@@ -115,6 +150,10 @@ class HTTPServer:
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
         self._listeners.clear()
+
+    def _admit_proxied(self, peer_address: str) -> bool:
+        room = self.limits.maximum_connections - len(self._connections) - len(self._proxied)
+        return room > 0 and not self._stopping
 
     def opened(self, connection: Connection) -> bool:
         """A connection was accepted; False when it is one too many. Called by the connection."""

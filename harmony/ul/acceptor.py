@@ -11,6 +11,7 @@ logged with its likely cause, and both count as connections.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -25,6 +26,7 @@ from harmony.ul.deadlines import Timeouts
 from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
+from harmony.ul.proxied import ProxiedConnections, Trust
 from harmony.ul.transport import format_address
 from harmony.ul.upper_layer import Role, SizeLimits
 
@@ -89,6 +91,9 @@ class Acceptor:
         self._admitted: set[Association] = set()
         self._decisions: dict[Association, asyncio.Task[None]] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._proxied = ProxiedConnections(
+            self._admit_proxied, timeout_s=self._timeouts.artim_s, logger=logger
+        )
         self._draining = False
         self._closing = False
         self._none_admitted = asyncio.Event()
@@ -114,14 +119,27 @@ class Acceptor:
         ssl_context: ssl.SSLContext | None = None,
         reuse_port: bool = False,
         sock: socket.socket | None = None,
+        trusted_proxy: Trust | None = None,
     ) -> None:
         """Accept associations on one more address; port 0 takes a free one. Raises OSError when it is
-        taken. When it is cancelled, `close` leaves nothing open."""
-        make_protocol: Callable[[], asyncio.BaseProtocol] = self._make_association
-        if ssl_context is not None:
-            context = ssl_context
-            make_protocol = lambda: _TLSDoor(context, self._admit_handshake)  # noqa: E731
+        taken. When it is cancelled, `close` leaves nothing open.
+
+        trusted_proxy: which hosts may connect, each connection beginning with a header of the PROXY protocol.
+        """
         loop = asyncio.get_running_loop()
+
+        def accepted(peer: tuple[str, int] | None = None) -> asyncio.BaseProtocol:
+            if ssl_context is None:
+                return self._make_association(peer=peer)
+            return _TLSDoor(ssl_context, functools.partial(self._admit_handshake, peer=peer))
+
+        async def proceed(proxied: socket.socket, peer: tuple[str, int] | None) -> None:
+            await loop.connect_accepted_socket(lambda: accepted(peer), proxied)
+
+        make_protocol: Callable[[], asyncio.BaseProtocol] = accepted
+        if trusted_proxy is not None:
+            trusts = trusted_proxy
+            make_protocol = lambda: self._proxied.door(trusts, proceed)  # noqa: E731
         if sock is not None:
             server = await loop.create_server(
                 make_protocol, sock=sock, backlog=LISTEN_BACKLOG, start_serving=False
@@ -174,16 +192,23 @@ class Acceptor:
         self.stop_listening()
         for task in self._handshakes:
             task.cancel()
+        await self._proxied.close()
         for association in list(self._connections):
             association.abort()
             association.cut_after_writing()
         await asyncio.gather(*self._handshakes, *self._decisions.values(), return_exceptions=True)
         await self._none_connected.wait()
 
-    def _make_association(self, connected: Callable[[Association], None] | None = None) -> Association:
+    def _make_association(
+        self,
+        connected: Callable[[Association], None] | None = None,
+        *,
+        peer: tuple[str, int] | None = None,
+    ) -> Association:
         return Association(
             Role.ACCEPTOR,
             self._make_user(),
+            peer=peer,
             timeouts=self._timeouts,
             limits=self._size_limits,
             on_connected=connected or self._connected,
@@ -205,7 +230,7 @@ class Acceptor:
             association.abort()
 
     def _has_room(self, peer_address: str) -> bool:
-        count = len(self._connections) + len(self._handshakes)
+        count = len(self._connections) + len(self._handshakes) + len(self._proxied)
         if count < self.limits.maximum_connections:
             return True
         logger.warning(
@@ -216,7 +241,17 @@ class Acceptor:
         )
         return False
 
-    def _admit_handshake(self, sock: socket.socket, context: ssl.SSLContext, peer_address: str) -> None:
+    def _admit_proxied(self, peer_address: str) -> bool:
+        return not self._closing and self._has_room(peer_address)
+
+    def _admit_handshake(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        peer_address: str,
+        *,
+        peer: tuple[str, int] | None = None,
+    ) -> None:
         """A connection came in on a TLS port; the socket is ours from here on."""
         if self._closing or not self._has_room(peer_address):
             sock.close()
@@ -232,7 +267,9 @@ class Acceptor:
                 sock.close()  # it may never have started
 
         task = asyncio.get_running_loop().create_task(
-            self._shake_hands(sock, context, peer_address, connected)
+            self._shake_hands(
+                sock, context, peer_address, lambda: self._make_association(connected, peer=peer)
+            )
         )
         self._handshakes.add(task)
         task.add_done_callback(ended)
@@ -242,11 +279,11 @@ class Acceptor:
         sock: socket.socket,
         context: ssl.SSLContext,
         peer_address: str,
-        connected: Callable[[Association], None],
+        make_association: Callable[[], Association],
     ) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._make_association(connected),
+                make_association,
                 sock,
                 ssl=context,
                 ssl_handshake_timeout=self._timeouts.tls_handshake_s,
