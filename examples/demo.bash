@@ -84,7 +84,7 @@ find_python() {
     case $python in
         */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; # we are about to change the folder
     esac
-    "$python" -c 'import h11, msgspec, prometheus_client, pydicom, zstandard' 2>/dev/null ||
+    "$python" -c 'import h11, msgspec, prometheus_client, pydicom, re2, zstandard' 2>/dev/null ||
         fail "$python lacks what Harmony needs; 'make run' in $root installs it into .venv"
 }
 

@@ -167,8 +167,12 @@ def dicom_listener(
     host = explicit.host or (inherited.host if inherited else DEFAULT_DICOM_HOST)
     port = explicit.port or (inherited.port if inherited else DEFAULT_DICOM_PORT)
     if options.use_tls is False:
-        return Listener(host, port)
-    return Listener(host, port, tls=tls or (inherited.tls if inherited else None))
+        tls = None
+    elif tls is None and inherited is not None:
+        tls = inherited.tls
+    if inherited is None or not inherited.proxy_protocol:
+        return Listener(host, port, tls)
+    return Listener(host, port, tls, trusted_proxies=inherited.trusted_proxies, proxy_protocol=True)
 
 
 def clean_path(path: str) -> str:

@@ -25,6 +25,7 @@ from harmony.archive.index import ArchiveIndexError
 from harmony.archive.indexing import ArchiveIndex, Progress, Report
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.errors import StartError
+from harmony.gateway.forwarded import trace
 from harmony.gateway.listeners import Listeners
 from harmony.gateway.management import Phase
 from harmony.gateway.pipelines import Assembly, assemble
@@ -270,6 +271,9 @@ class Gateway:
     async def _handle(self, request: Request) -> Response:
         request.state[_REQUESTS] = self._requests
         self._requests.begun()
+        network = self.config.networks.get(request.network)
+        if network is not None and network.http is not None and network.http.trusted_proxies:
+            trace(request, network.http)
         router = self._routers.get(request.network)
         if router is None:
             raise HTTPError(404, "nothing is served here")

@@ -143,10 +143,10 @@ def _listener_conflicts(config: LoadedConfig) -> Iterator[Problem]:
             for other, its_owner in opened:
                 same = (listener.host, listener.port) == (other.host, other.port)
                 dicom = not its_owner.startswith("the http")
-                if same and dicom and listener.tls == other.tls:
+                if listener == other and dicom:
                     continue
                 if overlap(listener, other):
-                    why = "with other TLS settings" if same and dicom else f"beside {other}"
+                    why = "with other settings for TLS or proxies" if same and dicom else f"beside {other}"
                     message = f"{listener} cannot be opened {why}, {its_owner}"
                     yield _in_options(endpoint, "port", message)
                     break

@@ -12,12 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
+from harmony.gateway.address_range import AddressRange, address_of, contains
+
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_RETRIES = 3
+
+ForwardedHeader = Literal["X-Forwarded-For", "Forwarded"]
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -108,6 +112,15 @@ class Listener:
     tls: ListenerTLS | None = None
     force_https: bool = False
     """Answer every request with 301 to the https URL."""
+    trusted_proxies: tuple[AddressRange, ...] = ()
+    """Whose word about the client counts."""
+    proxy_protocol: bool = False
+    """They give it in front of each connection, and nobody else may connect."""
+    forwarded_header: ForwardedHeader = "X-Forwarded-For"
+    """HTTP: where they give it in a request."""
+
+    def trusts(self, host: str) -> bool:
+        return contains(self.trusted_proxies, address_of(host))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -147,28 +160,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret()"
-
-
-class Written:
-    """A value that files hold as a string and that is no string: a subclass raises ValueError for what is none.
-
-    Not a dataclass, as a `Secret`.
-    """
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        """text: what the file says. Raises ValueError."""
-        self.text = text
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and isinstance(other, Written) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.text!r})"
 
 
 @dataclass(frozen=True, slots=True)

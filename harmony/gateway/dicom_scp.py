@@ -127,7 +127,10 @@ class DicomListener:
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""
         context = await asyncio.to_thread(server_context, self.address)
-        await self.server.listen(self.address.host, self.address.port, ssl_context=context)
+        trusted = self.address.trusts if self.address.proxy_protocol else None
+        await self.server.listen(
+            self.address.host, self.address.port, ssl_context=context, trusted_proxy=trusted
+        )
 
     def follow(self, other: DicomListener) -> None:
         """Have the endpoints of another listener, which has not started, from now on. Associations go on as they were

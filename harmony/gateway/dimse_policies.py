@@ -18,6 +18,7 @@ from harmony.dimse.command import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, CStoreRQ, M
 from harmony.dimse.information_model import PATIENT_ROOT, PATIENT_STUDY_ONLY, STUDY_ROOT
 from harmony.dimse.sop_class import VERIFICATION, is_storage_sop_class
 from harmony.dimse.status import DimseError, Status
+from harmony.gateway.address_range import address_of
 from harmony.gateway.config import Middleware
 from harmony.gateway.options import PoliciesOptions
 from harmony.gateway.policies import Evaluation, Refusal, evaluate
@@ -29,7 +30,7 @@ from harmony.gateway.rule_options import (
     RuleOptions,
     SopClassOptions,
 )
-from harmony.gateway.rules import LATER, Judge, Judgement, Rule, Rulebook, Subject, address_of, matching
+from harmony.gateway.rules import LATER, Judge, Judgement, Rule, Rulebook, Subject, matching
 from harmony.ul.association import Association
 from harmony.ul.negotiation import AcceptorPolicy, PresentationContext, SupportedAbstractSyntax
 from harmony.ul.pdu import AssociateRJ, AssociateRQ

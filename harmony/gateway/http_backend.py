@@ -19,11 +19,12 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 from harmony.gateway.addresses import clean_path
 from harmony.gateway.config import Backend, Endpoint
 from harmony.gateway.credentials import authentication_towards_upstream
+from harmony.gateway.forwarded import PEER
 from harmony.gateway.options import HttpBackendOptions, HttpEndpointOptions
 from harmony.http import Headers, HTTPError, Request, Response, Router, normalize_prefix
 from harmony.http.client import HTTPClient, UpstreamError, UpstreamStream
@@ -116,8 +117,8 @@ class HttpUpstream:
     def _request_headers(self, request: Request, prefix: str) -> Headers:
         headers = _end_to_end(request.headers)
         forwarded_for = headers.get("X-Forwarded-For")
-        client = request.client[0]
-        headers = headers.set("X-Forwarded-For", f"{forwarded_for}, {client}" if forwarded_for else client)
+        host, _ = cast(tuple[str, int], request.state.get(PEER, request.client))  # only `trace` sets it
+        headers = headers.set("X-Forwarded-For", f"{forwarded_for}, {host}" if forwarded_for else host)
         headers = headers.set("X-Forwarded-Proto", request.scheme)
         headers = headers.set("X-Forwarded-Host", request.headers.get("Host") or "")
         headers = headers.set("X-Forwarded-Prefix", prefix)

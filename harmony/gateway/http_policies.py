@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from harmony.gateway.address_range import address_of
 from harmony.gateway.checks import EVERY_METHOD
 from harmony.gateway.config import Middleware
 from harmony.gateway.http_rules import HttpSubject, http_judge
@@ -13,7 +14,7 @@ from harmony.gateway.options import PoliciesOptions
 from harmony.gateway.path_pattern import path_below
 from harmony.gateway.policies import Evaluation, Refusal, evaluate
 from harmony.gateway.rule_options import HTTP
-from harmony.gateway.rules import Rule, Rulebook, address_of
+from harmony.gateway.rules import Rule, Rulebook
 from harmony.http import Handler, Request, Response, error_response
 
 __all__ = ["HttpPolicies"]

@@ -141,7 +141,13 @@ class Listeners:
         server = self.management_http if wanted.apart else self.http
         try:
             context = await asyncio.to_thread(server_context, listener)
-            await server.start(listener.host, listener.port, ssl=context, network=wanted.network)
+            await server.start(
+                listener.host,
+                listener.port,
+                ssl=context,
+                network=wanted.network,
+                trusted_proxy=listener.trusts if listener.proxy_protocol else None,
+            )
         except OSError as error:
             raise StartError(f"HTTP on {listener}{_reason(error)}") from error
         self._http.append(wanted)

@@ -144,13 +144,41 @@ def _networks(merged: Merged, report: Report) -> dict[str, Network]:
                 report.error(
                     http_place, "force_https", "is for listeners without TLS; this one has a certificate"
                 )
-            http = Listener(table.http.bind_address, table.http.bind_port, tls, table.http.force_https)
+            _check_proxies(table.http, http_place, report)
+            http = Listener(
+                table.http.bind_address,
+                table.http.bind_port,
+                tls,
+                table.http.force_https,
+                trusted_proxies=table.http.trusted_proxies,
+                proxy_protocol=table.http.proxy_protocol,
+                forwarded_header=table.http.forwarded_header,
+            )
         if table.dicom is not None:
             tls = server_tls(table.dicom, entry.place.child("dicom"), report)
-            dicom = Listener(table.dicom.bind_address, table.dicom.bind_port, tls)
+            _check_proxies(table.dicom, entry.place.child("dicom"), report)
+            dicom = Listener(
+                table.dicom.bind_address,
+                table.dicom.bind_port,
+                tls,
+                trusted_proxies=table.dicom.trusted_proxies,
+                proxy_protocol=table.dicom.proxy_protocol,
+            )
         aet = table.dicom.aet if table.dicom is not None else None
         networks[name] = Network(name, http, dicom=dicom, default_ae_title=aet, origin=entry.place.origin())
     return networks
+
+
+def _check_proxies(
+    table: sections.ListenerTable | sections.DicomListenerTable, place: Place, report: Report
+) -> None:
+    if table.proxy_protocol and not table.trusted_proxies:
+        report.error(
+            place, "trusted_proxies", "is missing, must say who may connect when proxy_protocol is true"
+        )
+    if isinstance(table, sections.DicomListenerTable) and table.trusted_proxies and not table.proxy_protocol:
+        message = "has no effect without proxy_protocol: DICOM has no other way to name a client"
+        report.warning(place, "trusted_proxies", message)
 
 
 def _management(merged: Merged, networks: Mapping[str, Network], report: Report) -> Management:

@@ -7,7 +7,6 @@ than a type can say, such as a regular expression that is none. What the rules d
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,36 +16,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Meta
 
-from harmony.gateway.config import Table, Written
+from harmony.gateway.config import Table
 from harmony.gateway.path_pattern import PathPattern
 from harmony.gateway.regular_expression import RegularExpression, RegularExpressionError
 from harmony.gateway.sources import show
-from harmony.gateway.tables import UID, AETitle
+from harmony.gateway.tables import UID, AddressRanges, AETitle
+from harmony.gateway.written import Written
 
-__all__ = ["DIMSE", "HTTP", "RULES", "AddressRange", "RuleKind", "RuleOptions"]
+__all__ = ["DIMSE", "HTTP", "RULES", "RuleKind", "RuleOptions"]
 
 Mode = Literal["allow", "deny"]
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
-
-
-class AddressRange(Written):
-    """An address, or a network as 192.0.2.0/24; host bits that are set do not count."""
-
-    __slots__ = ("network",)
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        network = ipaddress.ip_network(text, strict=False)
-        if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-            # IPv4 behind an IPv6 socket; addresses are compared as what they are (see `rules.address_of`).
-            mapped = network.network_address.ipv4_mapped
-            network = ipaddress.ip_network(f"{mapped}/{network.prefixlen - 96}")
-        self.network = network
-
-    def __contains__(self, address: IPAddress) -> bool:
-        return address in self.network
 
 
 class TimeOfDay(Written):
@@ -80,7 +59,6 @@ class TimeZone(Written):
                 raise ValueError("not a time zone") from error
 
 
-Range = Annotated[AddressRange, Meta(extra={"allowed": "an IP address or a network such as 192.0.2.0/24"})]
 Clock = Annotated[TimeOfDay, Meta(extra={"allowed": 'a time of day such as "07:30"'})]
 Zone = Annotated[
     TimeZone, Meta(extra={"allowed": 'the name of a time zone such as "Europe/Berlin", or "UTC"'})
@@ -152,7 +130,7 @@ class AllowAllOptions(RuleOptions, frozen=True):
 
 
 class DeniedAddressOptions(RuleOptions, frozen=True):
-    ip_addresses: tuple[Range, ...] = ()
+    ip_addresses: AddressRanges = ()
 
 
 class AllowedAddressOptions(DeniedAddressOptions, frozen=True):

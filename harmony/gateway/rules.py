@@ -7,32 +7,30 @@ at (EXEMPT), or that it cannot tell before it knows more (LATER). How the answer
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Final
 
 from harmony.gateway import config
+from harmony.gateway.address_range import IPAddress, contains
 from harmony.gateway.rate_limit import RateLimit
 from harmony.gateway.rule_options import (
     RULES,
-    AddressRange,
     AllowAllOptions,
     AllowedAddressOptions,
     DeniedAddressOptions,
     DenyAllOptions,
-    IPAddress,
     Mode,
     RateLimitOptions,
     RuleOptions,
     TimeOptions,
 )
 
-__all__ = ["Clock", "Judge", "Judgement", "Rule", "Rulebook", "Subject", "Verdict", "address_of", "matching"]
+__all__ = ["Clock", "Judge", "Judgement", "Rule", "Rulebook", "Subject", "Verdict", "matching"]
 
 
 class Verdict(Enum):
@@ -94,21 +92,6 @@ class Rule:
 
 
 _ORDER: Final = {type: number for number, type in enumerate(RULES)}
-
-
-def address_of(host: str) -> IPAddress | None:
-    """A peer's address as sockets say it: without a zone, and IPv4 as IPv4 where an IPv6 socket took it."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def contains(ranges: Sequence[AddressRange], address: IPAddress | None) -> bool:
-    return address is not None and any(address in each for each in ranges)
 
 
 def matching(mode: Mode, matches: bool) -> Judgement:

@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from harmony.gateway.config import Table
+from harmony.gateway.config import ForwardedHeader, Table
 from harmony.gateway.options import Retries, TimeoutSecs
-from harmony.gateway.tables import AETitle, Host, Port, URLPath
+from harmony.gateway.tables import AddressRanges, AETitle, Host, Port, URLPath
 
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 Name = Annotated[str, Meta(min_length=1)]
@@ -80,6 +80,10 @@ class ListenerTable(Table, frozen=True):
     cert_path: Path | None = None
     key_path: Path | None = None
     force_https: bool = False
+    trusted_proxies: AddressRanges = ()
+    """Whose word about the client counts."""
+    forwarded_header: ForwardedHeader = "X-Forwarded-For"
+    proxy_protocol: bool = False
 
 
 class DicomListenerTable(Table, frozen=True):
@@ -94,6 +98,8 @@ class DicomListenerTable(Table, frozen=True):
     aet: AETitle | None = None
     cert_path: Path | None = None
     key_path: Path | None = None
+    trusted_proxies: AddressRanges = ()
+    proxy_protocol: bool = False
 
 
 class NetworkTable(Table, frozen=True):

@@ -16,8 +16,10 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from harmony.gateway.config import Secret, Table, Written
+from harmony.gateway.address_range import AddressRange
+from harmony.gateway.config import Secret, Table
 from harmony.gateway.sources import Place, Report, Substituted, hint, show
+from harmony.gateway.written import Written
 
 TableT = TypeVar("TableT", bound=Table)
 
@@ -49,6 +51,9 @@ URLPath = Annotated[
     ),
 ]
 
+AddressRanges = tuple[
+    Annotated[AddressRange, Meta(extra={"allowed": "an IP address or a network such as 192.0.2.0/24"})], ...
+]
 WebURL = Annotated[
     str,
     Meta(
