@@ -21,6 +21,7 @@ DEMONSTRATIONS = {
     "dicom-to-jmix": ("echoscu", "storescu", "curl", "unzip", "sha256sum"),
     "dicomweb": ("storescu", "Orthanc", "curl", "unzip"),
     "dimse-integration": ("echoscu", "storescu", "findscu", "getscu", "Orthanc", "curl"),
+    "http-with-middleware": ("curl",),
     "jmix": ("storescu", "Orthanc", "curl", "unzip", "sha256sum"),
 }
 """By the folder with its demo.sh: the programs that it needs."""
@@ -31,7 +32,7 @@ STOP_TIMEOUT_S = 10
 
 def environment(**changes):
     """Without what the examples take from the environment."""
-    taken = ("HARMONY_", "JMIX_", "ORTHANC_", "DEST_")
+    taken = ("HARMONY_", "JMIX_", "ORTHANC_", "DEST_", "BACKEND_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
     return kept | {"PYTHON": sys.executable} | changes
 

@@ -1,4 +1,4 @@
-"""Acceptors behind a proxy: who a peer is, and what becomes of those that are no proxy, with and without TLS."""
+"""Acceptors behind a proxy: who a peer is, and what becomes of those that are no proxy, with and without TLS (R39)."""
 
 import logging
 import socket
