@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,8 @@ from harmony.dimse import CStoreRQ, associate
 from harmony.dimse.status import DimseError
 from harmony.gateway.app import Gateway
 from harmony.gateway.config import ConfigError
-from harmony.ul.errors import AssociationRejected
+from harmony.http.client import HTTPClient
+from harmony.ul.errors import AssociationError, AssociationRejected
 from harmony.ul.negotiation import propose_contexts
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
@@ -25,7 +27,7 @@ async def guarded(tmp_path, free_port, load_config):
     """await guarded(rules): opens a gateway whose DICOM endpoint has these rules; the association to it."""
     gateways = []
 
-    async def start(rules, *, options=""):
+    async def start(rules, *, options="", listener=""):
         config = load_config(
             f"""
             [proxy]
@@ -35,6 +37,7 @@ async def guarded(tmp_path, free_port, load_config):
             [network.n.dicom]
             bind_address = "127.0.0.1"
             bind_port = {free_port}
+            {listener}
             [pipelines.p]
             networks = ["n"]
             endpoints = ["scp"]
@@ -57,10 +60,10 @@ async def guarded(tmp_path, free_port, load_config):
         gateways.append(Gateway(config))
         await gateways[-1].start()
 
-        def request(*classes, calling="SENDER", called="GATEWAY"):
+        def request(*classes, calling="SENDER", called="GATEWAY", port=free_port):
             contexts = propose_contexts([(each, [IMPLICIT]) for each in classes or EVERYTHING])
             return associate(
-                "127.0.0.1", free_port, calling_ae_title=calling, called_ae_title=called, contexts=contexts
+                "127.0.0.1", port, calling_ae_title=calling, called_ae_title=called, contexts=contexts
             )
 
         return request
@@ -155,6 +158,110 @@ async def test_what_is_allowed_for_a_time_is_over_then(guarded, monkeypatch):
 async def test_who_gets_sub_operations_of_c_get_needs_no_c_store(guarded, tmp_path):
     request = await guarded([("operation", 'operations = ["C-GET"]')])
     assert await outcome(request(CT, GET)) == {CT: 1, GET: 0}
+
+
+PROXY_HEADER = bytes.fromhex("0D0A0D0A 000D0A51 5549540A 21 11 000C C0000201 C6336402 A17C 0068")
+
+
+async def relay(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    writer.close()
+
+
+@pytest.fixture
+async def load_balancer(free_port):
+    """await load_balancer(): the port of one in front of the gateway that names 192.0.2.1 as the client (R39)."""
+    servers = []
+
+    async def passed_on(reader, writer):
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", free_port)
+        there_writer.write(PROXY_HEADER)
+        await asyncio.gather(relay(reader, there_writer), relay(there_reader, writer))
+
+    async def start():
+        servers.append(await asyncio.start_server(passed_on, "127.0.0.1", 0))
+        return servers[0].sockets[0].getsockname()[1]
+
+    yield start
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(("address", "expected"), [("192.0.2.1", ALL), ("127.0.0.1", (1, 1, 1))])
+async def test_the_client_behind_a_load_balancer(guarded, load_balancer, address, expected):
+    request = await guarded(
+        [("ip_allow", f'ip_addresses = ["{address}"]')],
+        listener='proxy_protocol = true\ntrusted_proxies = ["127.0.0.1"]',
+    )
+    port = await load_balancer()
+    assert await outcome(request(port=port)) == expected
+    with pytest.raises((AssociationError, OSError)):
+        async with request():  # around it
+            pass
+
+
+async def test_each_kind_of_endpoint_is_asked_by_its_own_rules(tmp_path, free_ports, load_config):
+    dicom_port, http_port = free_ports(2)
+    gateway = Gateway(
+        load_config(
+            f"""
+            [proxy]
+            id = "both"
+            [storage.options]
+            path = "{tmp_path}"
+            [network.n.dicom]
+            bind_address = "127.0.0.1"
+            bind_port = {dicom_port}
+            [network.n.http]
+            bind_address = "127.0.0.1"
+            bind_port = {http_port}
+            [pipelines.p]
+            networks = ["n"]
+            endpoints = ["scp", "web"]
+            middleware = ["guard"]
+            [endpoints.scp]
+            service = "dicom_scp"
+            options = {{ local_aet = "GATEWAY", min_free_bytes = 0 }}
+            [endpoints.web]
+            service = "dicomweb"
+            options.path_prefix = "/web"
+            [middleware.guard]
+            type = "policies"
+            options.policies = ["both"]
+            [policies.both]
+            rules = ["titles", "paths"]
+            [rules.titles]
+            type = "calling_ae"
+            options.ae_titles = ["SENDER"]
+            [rules.paths]
+            type = "path"
+            options.paths = ["/studies"]
+            """
+        )
+    )
+    await gateway.start()
+    client = HTTPClient(f"http://127.0.0.1:{http_port}/web", timeout_s=10.0)
+    try:
+        for title, expected in (("SENDER", {VERIFICATION: 0}), ("OTHER", (1, 1, 3))):
+            contexts = propose_contexts([(VERIFICATION, [IMPLICIT])])
+            asked = associate(
+                "127.0.0.1", dicom_port, calling_ae_title=title, called_ae_title="GATEWAY", contexts=contexts
+            )
+            assert await outcome(asked) == expected
+        for path, status in (("/studies", 204), ("/series", 404)):
+            async with client.stream("GET", path) as answer:
+                assert answer.status == status
+                async for _ in answer:
+                    pass
+    finally:
+        await client.aclose()
+        await gateway.stop(0.0)
 
 
 def test_rules_about_http_are_none_of_dicom(load_config):
