@@ -7,7 +7,10 @@ Nothing here downloads anything.
 
 import asyncio
 import contextlib
+import datetime
 import importlib.util
+import ipaddress
+import itertools
 import os
 import random
 import shutil
@@ -15,12 +18,16 @@ import socket
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
 import pydicom.data
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
 # A virtual environment with pynetdicom has a `storescu` of its own; a peer means the system's program.
 _PEER_PATH = os.pathsep.join(
@@ -93,6 +100,104 @@ async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
     for record in caplog.get_records("call"):
         if record.name == "asyncio":
             pytest.fail(f"the event loop complained: {record.getMessage()}")
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate and its key, each in a PEM file. The key is not encrypted."""
+
+    certificate: Path
+    key: Path
+
+
+_PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+@dataclass(slots=True)
+class Authority:
+    """Signs certificates for whoever trusts its own, which is in `certificate`."""
+
+    folder: Path
+    name: str
+    _key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    @property
+    def certificate(self) -> Path:
+        path = self.folder / "authority.pem"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            builder = _certificate(self.name, self.name, self._key.public_key())
+            authority = x509.BasicConstraints(ca=True, path_length=0)
+            signed = builder.add_extension(authority, critical=True).sign(self._key, hashes.SHA256())
+            path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    def issue(
+        self,
+        common_name: str = "localhost",
+        names: tuple[str, ...] = ("localhost", "127.0.0.1"),
+        *,
+        valid_days: tuple[float, float] = (-1, 365),
+        key: _PrivateKey | None = None,
+        self_signed: bool = False,
+    ) -> Certificate:
+        """valid_days: first and last, from now."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        issuer, signing = (common_name, key) if self_signed else (self.name, self._key)
+        builder = _certificate(common_name, issuer, key.public_key(), valid_days)
+        alternatives = [_general_name(name) for name in names]
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        signed = builder.sign(signing, hashes.SHA256())
+        folder = self.certificate.parent / str(next(self._numbers))
+        folder.mkdir()
+        made = Certificate(folder / "certificate.pem", folder / "key.pem")
+        made.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        made.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.TraditionalOpenSSL,
+                serialization.NoEncryption(),
+            )
+        )
+        return made
+
+
+def _certificate(
+    subject: str,
+    issuer: str,
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    valid_days: tuple[float, float] = (-1, 3650),
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return x509.CertificateBuilder(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]),
+        key,
+        x509.random_serial_number(),
+        now + datetime.timedelta(days=valid_days[0]),
+        now + datetime.timedelta(days=valid_days[1]),
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """authority.issue("name", ("host",)): a certificate that who trusts authority.certificate trusts."""
+    return Authority(tmp_path_factory.mktemp("authority"), "Test Authority")
+
+
+@pytest.fixture(scope="session")
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One that nobody trusts."""
+    return Authority(tmp_path_factory.mktemp("authority"), "Other Authority")
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from time import perf_counter, time
-from typing import Protocol
+from typing import Any, Protocol
 
 import h11
 
@@ -121,6 +121,7 @@ class Connection:
         self.channel = Channel(opened=self._start, peer_left=self._abandon)
         self.task: asyncio.Task[None] | None = None
         self._client = client or ("", 0)
+        self._client_certificate: Mapping[str, Any] | None = None
         self._http = h11.Connection(h11.SERVER)
         self.accepted_on: tuple[str, int] | None = None  # the address listened on, as it was asked for
         self.idle = False  # waiting for the first byte of a request
@@ -151,6 +152,7 @@ class Connection:
         peer = self.channel.transport.get_extra_info("peername")
         if not self._client[0] and isinstance(peer, tuple) and len(peer) >= 2:
             self._client = (str(peer[0]), int(peer[1]))
+        self._client_certificate = self.channel.transport.get_extra_info("peercert") or None
         admitted = self._owner.opened(self)
         self.task = self._loop.create_task(
             self._run(admitted), name=f"http {self._client[0]}:{self._client[1]}"
@@ -318,6 +320,7 @@ class Connection:
             headers=headers,
             body=body,
             client=self._client,
+            client_certificate=self._client_certificate,
             scheme=self._scheme,
             network=self._network,
         )

@@ -14,7 +14,7 @@ Not here: content negotiation, multipart (the services that need them), cookies.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,15 @@ class Request:
     """One request, its body not yet read.
 
     raw_path is as sent (percent-encoded, without the query), `segments` its decoded parts, `path` those joined by "/".
-    path_parameters are filled in by the router; `state` is free for whoever stands between router and handler.
+    client_certificate is what `ssl.SSLSocket.getpeercert()` says of the certificate that the client showed and that was
+    verified, None without one (or without TLS). It is the TLS peer's: behind a proxy, the proxy's. path_parameters are
+    filled in by the router; `state` is free for whoever stands between router and handler.
     """
 
     __slots__ = (
         "body",
         "client",
+        "client_certificate",
         "endpoint",
         "headers",
         "method",
@@ -239,6 +242,7 @@ class Request:
         headers: HeadersLike = (),
         body: RequestBody | None = None,
         client: tuple[str, int] = ("", 0),
+        client_certificate: Mapping[str, Any] | None = None,
         scheme: str = "http",
         network: str = "",
     ) -> None:
@@ -261,6 +265,7 @@ class Request:
         self.headers = Headers(headers)
         self.body = body if body is not None else RequestBody.of()
         self.client = client
+        self.client_certificate = client_certificate
         self.scheme = scheme
         self.network = network  # the name of the listener this came in on
         self.path_parameters: dict[str, str] = {}

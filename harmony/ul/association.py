@@ -19,8 +19,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 from harmony.ul.deadlines import Deadlines, Timeouts, after
 from harmony.ul.errors import (
@@ -119,6 +119,7 @@ class Association(asyncio.BufferedProtocol):
         """Host and port: what the argument says, or else where the transport leads, once there is one."""
         self.peer_address = format_peer(self.peer)
         """The same for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
+        self._peer_certificate: Mapping[str, Any] | None = None
         self.request = request
         self.error: AssociationError | None = None
         self.received_bytes = 0
@@ -166,6 +167,14 @@ class Association(asyncio.BufferedProtocol):
         if self.negotiated is None:
             raise LocalProtocolError("the association is not established")
         return self.negotiated
+
+    @property
+    def peer_certificate(self) -> Mapping[str, Any] | None:
+        """What `ssl.SSLSocket.getpeercert()` says of the certificate that the peer showed and that was verified.
+
+        None without one, without TLS, and before the connection is made. It stays when the association ends.
+        """
+        return self._peer_certificate
 
     @property
     def is_open(self) -> bool:
@@ -323,6 +332,7 @@ class Association(asyncio.BufferedProtocol):
         if not self.peer[0]:
             self.peer = peer_of(transport)
         self.peer_address = format_peer(self.peer)
+        self._peer_certificate = transport.get_extra_info("peercert") or None
         self._socket = adopt_socket(transport)
         now = self._loop.time()
         self._deadlines.idle_since = now

@@ -5,6 +5,7 @@ import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 import pytest
@@ -92,12 +93,14 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """await serve(handler, **limits): a started server; stopped at the end of the test."""
+    """await serve(handler, ssl=context or None, **limits): a started server; stopped at the end of the test."""
     started: list[Served] = []
 
-    async def start(handler: Callable[[Request], Awaitable[Response]], **limits: Any) -> Served:
+    async def start(
+        handler: Callable[[Request], Awaitable[Response]], *, ssl: SSLContext | None = None, **limits: Any
+    ) -> Served:
         server = HTTPServer(handler, limits=ServerLimits(**limits))
-        await server.start("127.0.0.1", 0)
+        await server.start("127.0.0.1", 0, ssl=ssl)
         started.append(Served(server))
         return started[-1]
 

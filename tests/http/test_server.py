@@ -991,6 +991,34 @@ async def test_curl_over_http_and_tls(
         await server.stop(1.0)
 
 
+async def test_the_certificate_of_a_client_is_in_its_requests(serve: Any, authority: Any) -> None:
+    async def subject(request: Request) -> Response:
+        certificate = request.client_certificate
+        return json_response(certificate and certificate["subject"])
+
+    own = authority.issue()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    context.load_cert_chain(own.certificate, own.key)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    unasked = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    unasked.load_cert_chain(own.certificate, own.key)
+    anonymous = ssl.create_default_context(cafile=authority.certificate)
+    named = ssl.create_default_context(cafile=authority.certificate)
+    theirs = authority.issue("viewer.example", ())
+    named.load_cert_chain(theirs.certificate, theirs.key)
+    null, name = b"null", b'[[["commonName","viewer.example"]]]'
+    for accepting, requesting, expected in (
+        (context, anonymous, null),
+        (context, named, name),
+        (unasked, named, null),
+        (None, None, null),
+    ):
+        client = await (await serve(subject, ssl=accepting)).connect(ssl=requesting)
+        for _ in range(2):
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await client.response())[2] == expected
+
+
 async def test_echo_streams_in_both_directions_at_once(serve: Any) -> None:
     client = await (await serve(echo)).connect()
     await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")

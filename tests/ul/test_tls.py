@@ -181,6 +181,37 @@ async def test_closing_an_acceptor_with_tls_associations(secured, serve, monkeyp
     assert user.ends[0].by_peer
 
 
+async def test_the_certificates_of_both_sides(serve, associate, authority, make_user):
+    own, theirs = authority.issue("scp.example"), authority.issue("scu.example", ())
+    accepting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    accepting.load_cert_chain(own.certificate, own.key)
+    accepting.verify_mode = ssl.CERT_OPTIONAL
+    requesting = ssl.create_default_context(cafile=authority.certificate)
+    service = await serve(ssl_context=accepting)
+    anonymous = await associate(service.port, ssl_context=requesting)
+    assert service.user.association.peer_certificate is None
+    await anonymous.release()
+    service.users.clear()
+    requesting.load_cert_chain(theirs.certificate, theirs.key)
+    association = await associate(service.port, ssl_context=requesting)
+    accepted = service.user.association
+    assert accepted.peer_certificate["subject"] == ((("commonName", "scu.example"),),)
+    assert association.peer_certificate["subject"] == ((("commonName", "scp.example"),),)
+    await association.release()
+    await association.wait_closed()
+    assert association.peer_certificate["subjectAltName"] == (
+        ("DNS", "localhost"),
+        ("IP Address", "127.0.0.1"),
+    )
+
+
+async def test_no_certificate_without_tls(serve, associate):
+    service = await serve()
+    association = await associate(service.port)
+    assert association.peer_certificate is None
+    assert service.user.association.peer_certificate is None
+
+
 # Those who do not speak it
 
 
