@@ -6,7 +6,6 @@ proposed differs from one association to the next and is a `Proposal`.
 
 from __future__ import annotations
 
-import ssl
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from harmony.dimse.scu import DEFAULT_RESPONSE_S, SCU, associate
 from harmony.ul import Timeouts
 from harmony.ul.items import UserIdentityRQ
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH
+from harmony.ul.tls import TLSContext
 
 __all__ = ["Peer"]
 
@@ -30,7 +30,7 @@ class Peer:
     called_ae_title: str = "ANY-SCP"
     calling_ae_title: str = ""
     """Ours towards it. Empty: the AE title that a C-MOVE was sent to for a destination, else HARMONY_SCU."""
-    ssl_context: ssl.SSLContext | None = None
+    ssl_context: TLSContext | None = None
     server_hostname: str | None = None
     user_identity: UserIdentityRQ | None = None
     maximum_length: int = DEFAULT_MAXIMUM_LENGTH

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from harmony.ul.negotiation import (
     SupportedAbstractSyntax,
 )
 from harmony.ul.pdu import AssociateRJ, AssociateRQ
+from harmony.ul.tls import TLSContext
 from harmony.ul.upper_layer import SizeLimits
 
 __all__ = ["Admission", "Authorization", "Server", "Services", "serve"]
@@ -289,7 +289,7 @@ class Server:
         host: str | None,
         port: int,
         *,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: TLSContext | None = None,
         reuse_port: bool = False,
         trusted_proxy: Callable[[str], bool] | None = None,
     ) -> None:
@@ -323,7 +323,7 @@ async def serve(
     ae_title: str | None = None,
     host: str | None = "127.0.0.1",
     port: int = 11112,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: TLSContext | None = None,
     maximum_length: int = DEFAULT_MAXIMUM_LENGTH,
     maximum_operations: int = 1,
     timeouts: Timeouts | None = None,

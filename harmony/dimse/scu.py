@@ -13,7 +13,6 @@ operations window.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from harmony.ul.items import (
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, PresentationContext, propose_contexts
 from harmony.ul.pdu import AssociateRQ
 from harmony.ul.requestor import request_association
+from harmony.ul.tls import TLSContext
 
 __all__ = ["SCU", "Instance", "NoPresentationContext", "associate", "contexts_for"]
 
@@ -250,7 +250,7 @@ async def associate(
     maximum_operations: int | None = None,
     maximum_length: int = DEFAULT_MAXIMUM_LENGTH,
     services: Services | None = None,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: TLSContext | None = None,
     server_hostname: str | None = None,
     timeouts: Timeouts | None = None,
     response_s: float | None = DEFAULT_RESPONSE_S,

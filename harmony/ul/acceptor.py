@@ -4,8 +4,8 @@ An `Acceptor` serves one policy for several called AE titles on any number of ad
 cannot take are the standard's: rejected-transient, service-provider (presentation), temporary-congestion (2/3/1)
 while it drains and local-limit-exceeded (2/3/2) when it is full.
 
-TLS handshakes run beside the accept loop, each in a task of its own: a frozen one delays nobody, a failed one is
-logged with its likely cause, and both count as connections.
+TLS handshakes run beside the accept loop (`harmony.ul.tls`): a frozen one delays nobody, a failed one is logged with
+its cause. They count as connections; where there are too many, the handshake that has taken longest makes room.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import cast
 
 from harmony.ul.association import Association, AssociationUser
 from harmony.ul.deadlines import Timeouts
@@ -27,7 +24,7 @@ from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
 from harmony.ul.proxied import ProxiedConnections, Trust
-from harmony.ul.transport import format_address
+from harmony.ul.tls import Handshakes, TLSContext
 from harmony.ul.upper_layer import Role, SizeLimits
 
 __all__ = ["Acceptor", "AcceptorLimits", "IdentityVerifier", "PolicyChoice"]
@@ -56,7 +53,8 @@ class AcceptorLimits:
     maximum_associations: int = 256
     """Established or being negotiated; more are rejected with 2/3/2."""
     maximum_connections: int = 1024
-    """Transport connections in any phase, TLS handshake included; more are closed at once."""
+    """Transport connections in any phase, TLS handshake included. More are closed at once, handshakes before any
+    association."""
 
 
 class Acceptor:
@@ -90,7 +88,9 @@ class Acceptor:
         self._connections: set[Association] = set()
         self._admitted: set[Association] = set()
         self._decisions: dict[Association, asyncio.Task[None]] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes = Handshakes(
+            self._admit_handshake, timeout_s=self._timeouts.tls_handshake_s, logger=logger
+        )
         self._proxied = ProxiedConnections(
             self._admit_proxied, timeout_s=self._timeouts.artim_s, logger=logger
         )
@@ -116,7 +116,7 @@ class Acceptor:
         host: str | None,
         port: int,
         *,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: TLSContext | None = None,
         reuse_port: bool = False,
         sock: socket.socket | None = None,
         trusted_proxy: Trust | None = None,
@@ -124,14 +124,15 @@ class Acceptor:
         """Accept associations on one more address; port 0 takes a free one. Raises OSError when it is
         taken. When it is cancelled, `close` leaves nothing open.
 
-        trusted_proxy: which hosts may connect, each connection beginning with a header of the PROXY protocol.
+        ssl_context: a context, or a function that is asked for one at every handshake. trusted_proxy: which hosts may
+        connect, each connection beginning with a header of the PROXY protocol.
         """
         loop = asyncio.get_running_loop()
 
         def accepted(peer: tuple[str, int] | None = None) -> asyncio.BaseProtocol:
             if ssl_context is None:
                 return self._make_association(peer=peer)
-            return _TLSDoor(ssl_context, functools.partial(self._admit_handshake, peer=peer))
+            return self._handshakes.door(ssl_context, functools.partial(self._over_tls, peer=peer))
 
         async def proceed(proxied: socket.socket, peer: tuple[str, int] | None) -> None:
             await loop.connect_accepted_socket(lambda: accepted(peer), proxied)
@@ -190,13 +191,12 @@ class Acceptor:
         """Stop at once: close the sockets, abort every association, wait until all are closed."""
         self._draining = self._closing = True
         self.stop_listening()
-        for task in self._handshakes:
-            task.cancel()
         await self._proxied.close()
         for association in list(self._connections):
             association.abort()
             association.cut_after_writing()
-        await asyncio.gather(*self._handshakes, *self._decisions.values(), return_exceptions=True)
+        await self._handshakes.close()
+        await asyncio.gather(*self._decisions.values(), return_exceptions=True)
         await self._none_connected.wait()
 
     def _make_association(
@@ -217,6 +217,16 @@ class Acceptor:
             on_closed=self._closed,
         )
 
+    def _over_tls(self, shaken: Callable[[], None], *, peer: tuple[str, int] | None = None) -> Association:
+        def connected(association: Association) -> None:
+            shaken()
+            self._join(association)
+
+        return self._make_association(connected, peer=peer)
+
+    def _admit_handshake(self, peer_address: str) -> bool:
+        return not self._closing and self._has_room(peer_address)
+
     def _connected(self, association: Association) -> None:
         has_room = self._has_room(association.peer_address)
         self._join(association)
@@ -231,7 +241,7 @@ class Acceptor:
 
     def _has_room(self, peer_address: str) -> bool:
         count = len(self._connections) + len(self._handshakes) + len(self._proxied)
-        if count < self.limits.maximum_connections:
+        if count < self.limits.maximum_connections or self._handshakes.drop_oldest():
             return True
         logger.warning(
             "connection from %s closed: %d connections are open, maximum_connections is %d",
@@ -243,55 +253,6 @@ class Acceptor:
 
     def _admit_proxied(self, peer_address: str) -> bool:
         return not self._closing and self._has_room(peer_address)
-
-    def _admit_handshake(
-        self,
-        sock: socket.socket,
-        context: ssl.SSLContext,
-        peer_address: str,
-        *,
-        peer: tuple[str, int] | None = None,
-    ) -> None:
-        """A connection came in on a TLS port; the socket is ours from here on."""
-        if self._closing or not self._has_room(peer_address):
-            sock.close()
-            return
-
-        def connected(association: Association) -> None:
-            self._handshakes.discard(task)
-            self._join(association)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._handshakes.discard(task)
-            if task.cancelled():
-                sock.close()  # it may never have started
-
-        task = asyncio.get_running_loop().create_task(
-            self._shake_hands(
-                sock, context, peer_address, lambda: self._make_association(connected, peer=peer)
-            )
-        )
-        self._handshakes.add(task)
-        task.add_done_callback(ended)
-
-    async def _shake_hands(
-        self,
-        sock: socket.socket,
-        context: ssl.SSLContext,
-        peer_address: str,
-        make_association: Callable[[], Association],
-    ) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                make_association,
-                sock,
-                ssl=context,
-                ssl_handshake_timeout=self._timeouts.tls_handshake_s,
-            )
-        except ssl.SSLError as error:
-            logger.info("TLS handshake with %s failed: %s", peer_address, _describe_handshake(error))
-        except OSError as error:
-            logger.debug("TLS handshake with %s failed: %s", peer_address, error)
 
     def _ended(self, association: Association) -> None:
         decision = self._decisions.get(association)
@@ -362,38 +323,3 @@ class Acceptor:
     def _reject(self, association: Association, rejection: AssociateRJ) -> None:
         self.rejections[rejection.result, rejection.source, rejection.reason] += 1
         association.answer(rejection)
-
-
-class _TLSDoor(asyncio.Protocol):
-    """Takes the socket from a connection just accepted, before anything is read, for a TLS handshake."""
-
-    def __init__(
-        self, context: ssl.SSLContext, admit: Callable[[socket.socket, ssl.SSLContext, str], None]
-    ) -> None:
-        self._context = context
-        self._admit = admit
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclasses, only alike
-        transport.pause_reading()
-        accepted = transport.get_extra_info("socket")
-        try:
-            sock = socket.socket(
-                accepted.family, accepted.type, accepted.proto, fileno=os.dup(accepted.fileno())
-            )
-        except OSError as error:  # out of descriptors
-            logger.warning("TLS connection from %s closed: %s", format_address(transport), error)
-        else:
-            sock.setblocking(False)
-            self._admit(sock, self._context, format_address(transport))
-        transport.abort()  # closes its own descriptor; the connection lives on in ours
-
-
-def _describe_handshake(error: ssl.SSLError) -> str:
-    """OpenSSL's reason, and what it means where that is known."""
-    reason = error.reason or str(error)
-    if reason == "HTTP_REQUEST":
-        return f"{reason}: the peer speaks HTTP without TLS"
-    if reason == "WRONG_VERSION_NUMBER":
-        return f"{reason}: the peer does not speak TLS, perhaps plain DICOM"
-    return reason

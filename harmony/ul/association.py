@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -33,6 +34,7 @@ from harmony.ul.errors import (
 from harmony.ul.negotiation import Negotiated, result_of
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ, describe_rejection
 from harmony.ul.state import State
+from harmony.ul.tls import describe_failure
 from harmony.ul.transport import (
     BorrowedSocket,
     acknowledge_quickly,
@@ -120,6 +122,7 @@ class Association(asyncio.BufferedProtocol):
         self.peer_address = format_peer(self.peer)
         """The same for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
         self._peer_certificate: Mapping[str, Any] | None = None
+        self._secured = False
         self.request = request
         self.error: AssociationError | None = None
         self.received_bytes = 0
@@ -327,8 +330,8 @@ class Association(asyncio.BufferedProtocol):
         self._transport = transport
         # None left: `write_p_data` learns at once whether the bytes left, and `resume_writing` means all of them did.
         # TLS transports pause at `size >= high`, plain ones at `size > high`: 0 would pause the former for nothing.
-        secured = transport.get_extra_info("sslcontext") is not None
-        transport.set_write_buffer_limits(high=1 if secured else 0, low=0)
+        self._secured = transport.get_extra_info("sslcontext") is not None
+        transport.set_write_buffer_limits(high=1 if self._secured else 0, low=0)
         if not self.peer[0]:
             self.peer = peer_of(transport)
         self.peer_address = format_peer(self.peer)
@@ -375,7 +378,7 @@ class Association(asyncio.BufferedProtocol):
         self._socket = None
         if self._closed.is_set():
             return  # given up before
-        error = ConnectionLost(f"the connection was lost: {exc}" if exc else "the peer closed the connection")
+        error = self._loss(exc)
         self._core.transport_closed(now=self._loop.time(), error=error)
         self._finish(error)
         if self._timer is not None:
@@ -386,6 +389,17 @@ class Association(asyncio.BufferedProtocol):
         self._closed.set()
         if self._on_closed is not None:
             self._on_closed(self)
+
+    def _loss(self, exc: Exception | None) -> ConnectionLost:
+        if isinstance(
+            exc, ssl.SSLError
+        ):  # an alert may come after the handshake: TLS 1.3 checks our certificate then
+            return ConnectionLost(f"the connection was lost: {describe_failure(exc)}")
+        if exc:
+            return ConnectionLost(f"the connection was lost: {exc}")
+        if self.role is Role.REQUESTOR and not self._is_established and not self._secured:
+            return ConnectionLost("the peer closed the connection without an answer; does it expect TLS?")
+        return ConnectionLost("the peer closed the connection")
 
     def pause_writing(self) -> None:
         self._write_blocked = True

@@ -9,6 +9,7 @@ from harmony.ul.association import Association, AssociationUser
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationError, ConnectFailed, DeadlineExceeded
 from harmony.ul.pdu import AssociateRQ
+from harmony.ul.tls import TLSContext, connect, describe_failure
 from harmony.ul.upper_layer import Role, SizeLimits
 
 __all__ = ["request_association"]
@@ -20,7 +21,7 @@ async def request_association(
     request: AssociateRQ,
     user: AssociationUser,
     *,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: TLSContext | None = None,
     server_hostname: str | None = None,
     timeouts: Timeouts | None = None,
     limits: SizeLimits | None = None,
@@ -39,16 +40,16 @@ async def request_association(
             if ssl_context is None:
                 await loop.create_connection(lambda: association, host, port)
             else:
-                await loop.create_connection(
+                await connect(
                     lambda: association,
                     host,
                     port,
-                    ssl=ssl_context,
+                    context=ssl_context,
                     server_hostname=server_hostname or host,
-                    ssl_handshake_timeout=timeouts.connect_s,
                 )
     except (OSError, UnicodeError) as error:
-        failure: AssociationError = ConnectFailed(f"cannot connect to {host}:{port}: {_describe(error)}")
+        reason = _describe(error, secured=ssl_context is not None)
+        failure: AssociationError = ConnectFailed(f"cannot connect to {host}:{port}: {reason}")
         if deadline.expired():
             failure = DeadlineExceeded(f"connecting to {host}:{port}", timeouts.connect_s or 0.0)
         association.give_up(failure)
@@ -68,11 +69,9 @@ async def request_association(
     return association
 
 
-def _describe(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS certificate refused: {error.verify_message}"
+def _describe(error: Exception, *, secured: bool) -> str:
     if isinstance(error, ssl.SSLError):
-        return f"TLS handshake failed ({error.reason or error}); does the peer speak TLS on this port?"
-    if isinstance(error, ConnectionResetError | ConnectionAbortedError):
-        return f"the connection was closed during the handshake ({error})"
+        return describe_failure(error)
+    if secured and isinstance(error, ConnectionResetError | ConnectionAbortedError):
+        return f"{describe_failure(error)}; does the peer speak TLS on this port?"
     return str(error) or type(error).__name__

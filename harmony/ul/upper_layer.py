@@ -608,7 +608,7 @@ def _p_abort_error(event: Event, error: Exception | None) -> AssociationError:
 def _name_protocol(data: bytes) -> str:
     """A guess for the operator, from the first bytes of a connection."""
     if data[:1] == b"\x16":
-        return "this looks like a TLS ClientHello or handshake on a port without TLS"
+        return "this looks like a TLS ClientHello: the peer speaks TLS, on a port without"
     if data[:1] == b"\x15":
         return "this looks like a TLS alert: the peer expects TLS"
     if data[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"HTTP", b"DELE", b"PRI "):

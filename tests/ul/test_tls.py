@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 
 import pytest
@@ -215,69 +216,200 @@ async def test_no_certificate_without_tls(serve, associate):
 # Those who do not speak it
 
 
-async def test_plain_dicom_on_a_tls_port_is_named(serve, connect, server_tls, wire, caplog):
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        (None, "plain DICOM"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "plain HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH"),
+        (b"\x00", "something that begins with 0x00"),
+    ],
+)
+async def test_who_speaks_no_tls_on_a_tls_port_is_named(
+    serve, connect, server_tls, wire, caplog, sent, named
+):
     caplog.set_level(logging.INFO, logger="harmony.ul")
     service = await serve(ssl_context=server_tls)
     peer = await connect(service.port)
-    await peer.send(wire.associate_rq())
-    assert (await peer.receive_all())[:1] in (b"", b"\x15")  # a TLS alert, if anything
-    assert "perhaps plain DICOM" in caplog.text
-    assert f"127.0.0.1:{peer.port}" in caplog.text
+    await peer.send(sent or wire.associate_rq())
+    assert await peer.receive_all() == bytes.fromhex("15 0303 0002 02 46")  # fatal alert, protocol_version
+    assert f"127.0.0.1:{peer.port} speaks {named}, not TLS; closed" in caplog.messages
+    assert service.users == []
 
 
-async def test_http_on_a_tls_port_is_named(serve, connect, server_tls, caplog):
+async def test_a_peer_that_leaves_without_a_word(serve, connect, server_tls, caplog):
+    """A port scan, or the health check of a load balancer: nothing to tell anybody."""
     caplog.set_level(logging.INFO, logger="harmony.ul")
     service = await serve(ssl_context=server_tls)
     peer = await connect(service.port)
-    await peer.send(b"GET / HTTP/1.1\r\n\r\n")
-    await peer.receive_all()
-    assert "HTTP without TLS" in caplog.text
+    peer.socket.shutdown(socket.SHUT_WR)
+    assert await peer.receive_all() == b""
+    assert caplog.messages == []
 
 
-async def test_plain_requestor_and_tls_acceptor(serve, server_tls, request_pdu, make_user, associate):
+async def test_plain_requestor_and_tls_acceptor(serve, server_tls, associate):
     service = await serve(ssl_context=server_tls)
-    with pytest.raises((AssociationAborted, ConnectionLost), match=r"expects TLS|closed|lost"):
+    with pytest.raises(AssociationAborted, match="this looks like a TLS alert: the peer expects TLS"):
         await associate(service.port)
+
+
+async def test_plain_requestor_and_an_acceptor_that_only_closes(listener, associate):
+    async def close():
+        peer = await listener.accept()
+        await peer.receive_pdu()
+        peer.close()
+
+    closing = asyncio.create_task(close())
+    with pytest.raises(ConnectionLost, match="closed the connection without an answer; does it expect TLS"):
+        await associate(listener.port)
+    await closing
 
 
 async def test_tls_requestor_and_plain_acceptor(serve, associate, client_tls, caplog):
     caplog.set_level(logging.INFO, logger="harmony.ul")
     service = await serve()
-    with pytest.raises(ConnectFailed, match="TLS"):
+    with pytest.raises(ConnectFailed, match=r"does not speak TLS on this port|does the peer speak TLS"):
         await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
-    assert "TLS ClientHello" in caplog.text
+    assert "the peer speaks TLS, on a port without" in caplog.text
 
 
-async def test_a_certificate_that_is_not_trusted_is_named(serve, associate, server_tls, caplog):
+# Certificates that are refused
+
+
+@pytest.fixture
+async def handshake_failure(serve, associate, authority, caplog):
+    """await handshake_failure(...): what the requestor was told, and what the acceptor wrote down."""
+
+    async def handshake_failure(*, own, trusted, theirs=None, required=False, host="localhost"):
+        caplog.set_level(logging.INFO, logger="harmony.ul")
+        accepting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+        accepting.load_cert_chain(own.certificate, own.key)
+        accepting.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+        requesting = ssl.create_default_context(cafile=trusted)
+        if theirs is not None:
+            requesting.load_cert_chain(theirs.certificate, theirs.key)
+        service = await serve(ssl_context=accepting)
+        with pytest.raises((ConnectFailed, ConnectionLost)) as caught:
+            await associate(service.port, ssl_context=requesting, server_hostname=host)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(service.acceptor._handshakes):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        (line,) = [message for message in caplog.messages if message.startswith("127.0.0.1:")]
+        return str(caught.value), line
+
+    return handshake_failure
+
+
+async def test_an_authority_that_is_not_trusted(handshake_failure, authority, other_authority):
+    told, logged = await handshake_failure(own=authority.issue(), trusted=other_authority.certificate)
+    assert "TLS certificate refused: " in told
+    assert "signed by nobody that we trust" in told
+    assert "the peer does not trust who signed our certificate" in logged
+
+
+async def test_a_self_signed_certificate(handshake_failure, authority):
+    own = authority.issue(self_signed=True)
+    told, logged = await handshake_failure(own=own, trusted=authority.certificate)
+    assert "TLS certificate refused: self-signed certificate" in told.replace("self signed", "self-signed")
+    assert "the peer does not trust who signed our certificate" in logged
+
+
+async def test_a_certificate_that_has_expired(handshake_failure, authority):
+    own = authority.issue(valid_days=(-10, -1))
+    told, logged = await handshake_failure(own=own, trusted=authority.certificate)
+    assert "TLS certificate refused: certificate has expired" in told
+    assert "the peer says that our certificate has expired" in logged
+
+
+async def test_a_certificate_that_is_not_valid_yet(handshake_failure, authority):
+    own = authority.issue(valid_days=(1, 10))
+    told, logged = await handshake_failure(own=own, trusted=authority.certificate)
+    assert "TLS certificate refused: certificate is not yet valid" in told
+    assert "the peer does not accept our certificate" in logged
+
+
+async def test_a_certificate_for_another_host(handshake_failure, authority):
+    told, logged = await handshake_failure(
+        own=authority.issue(), trusted=authority.certificate, host="pacs.example"
+    )
+    assert "TLS certificate refused: Hostname mismatch" in told
+    assert "pacs.example" in told
+    assert "the peer does not accept our certificate" in logged
+
+
+async def test_no_client_certificate_where_one_is_required(handshake_failure, authority):
+    told, logged = await handshake_failure(
+        own=authority.issue(), trusted=authority.certificate, required=True
+    )
+    assert "the peer wants a client certificate and was shown none" in told
+    assert "the peer showed no client certificate, which is required here" in logged
+
+
+async def test_a_client_certificate_that_is_not_trusted(handshake_failure, authority, other_authority):
+    told, logged = await handshake_failure(
+        own=authority.issue(), trusted=authority.certificate, theirs=other_authority.issue()
+    )
+    assert "the peer does not trust who signed our certificate" in told
+    assert "signed by nobody that we trust" in logged
+
+
+async def test_a_client_certificate_that_has_expired(handshake_failure, authority):
+    told, logged = await handshake_failure(
+        own=authority.issue(), trusted=authority.certificate, theirs=authority.issue(valid_days=(-10, -1))
+    )
+    assert "the peer says that our certificate has expired" in told
+    assert "TLS certificate refused: certificate has expired" in logged
+
+
+async def test_versions_without_overlap(serve, associate, server_tls, client_tls, caplog):
     caplog.set_level(logging.INFO, logger="harmony.ul")
+    server_tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    client_tls.maximum_version = ssl.TLSVersion.TLSv1_2
     service = await serve(ssl_context=server_tls)
-    with pytest.raises(ConnectFailed, match="certificate refused"):
-        await associate(service.port, ssl_context=ssl.create_default_context(), server_hostname="localhost")
-
-
-async def test_a_certificate_for_another_host_is_named(serve, associate, server_tls, client_tls):
-    service = await serve(ssl_context=server_tls)
-    with pytest.raises(ConnectFailed, match="certificate refused"):
-        await associate(service.port, ssl_context=client_tls, server_hostname="other.example")
-
-
-async def test_a_missing_client_certificate_is_refused(serve, associate, server_tls, client_tls):
-    server_tls.verify_mode = ssl.CERT_REQUIRED
-    service = await serve(ssl_context=server_tls)
-    with pytest.raises((ConnectFailed, ConnectionLost)):
+    with pytest.raises(ConnectFailed, match="no TLS version in common"):
         await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    assert "no TLS version in common" in caplog.text
+
+
+async def test_a_context_asked_for_at_every_handshake(serve, associate, authority):
+    """On both sides: certificates may change while a port is listened on."""
+    names = ["one.example", "two.example"]
+
+    def accepting():
+        own = authority.issue(names.pop(0))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(own.certificate, own.key)
+        return context
+
+    asked = []
+
+    def requesting():
+        asked.append(ssl.create_default_context(cafile=authority.certificate))
+        return asked[-1]
+
+    service = await serve(ssl_context=accepting)
+    seen = []
+    for _ in range(2):
+        association = await associate(service.port, ssl_context=requesting)
+        seen.append(association.peer_certificate["subject"][0][0][1])
+        await association.release()
+    assert seen == ["one.example", "two.example"]
+    assert len(asked) == 2
 
 
 # Silence and frozen handshakes
 
 
-async def test_frozen_handshakes_delay_nobody(serve, connect, associate, server_tls, client_tls):
-    """R05. A ClientHello begun and never finished, a hundred times."""
-    service = await serve(ssl_context=server_tls)
-    for _ in range(100):
+@pytest.mark.parametrize("sent", [b"", bytes.fromhex("16 03 01 02 00 01 00 01 fc 03 03")])
+async def test_frozen_handshakes_delay_nobody(serve, connect, associate, server_tls, client_tls, sent):
+    """R05. Connections on which nothing comes, or a ClientHello begun and never finished, two hundred times: more than
+    there may be connections, and yet each who can finish is let in."""
+    service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections=150))
+    for number in range(200):
         peer = await connect(service.port)
-        await peer.send(bytes.fromhex("16 03 01 02 00 01 00 01 fc 03 03"))
-    association = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+        await peer.send(sent)
+        if number in (10, 190):
+            association = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
     await association.release()
     async with asyncio.timeout(PATIENCE_S):
         await service.acceptor.close()
@@ -290,15 +422,20 @@ async def test_a_handshake_has_a_deadline(serve, connect, server_tls, sent):
     peer = await connect(service.port)
     await peer.send(sent)
     assert await peer.receive_all() == b""
-    assert [user.told for user in service.users] == [[]]
+    assert not [user for user in service.users if user.told]
 
 
-async def test_handshakes_count_as_connections(serve, connect, server_tls, caplog):
+async def test_handshakes_count_as_connections(serve, connect, associate, server_tls, client_tls, caplog):
     service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections=2))
-    held = [await connect(service.port) for _ in range(2)]
-    assert await (await connect(service.port)).receive_all() == b""
+    frozen = [await connect(service.port) for _ in range(3)]
+    assert await frozen[0].receive_all() == b""  # the oldest made room
+    for _ in range(2):
+        await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    for peer in frozen[1:]:
+        assert await peer.receive_all() == b""
+    assert "maximum_connections" not in caplog.text
+    assert await (await connect(service.port)).receive_all() == b""  # an association makes no room
     assert "maximum_connections is 2" in caplog.text
-    assert len(held) == 2
 
 
 async def test_a_finished_handshake_counts_once(serve, associate, server_tls, client_tls):
