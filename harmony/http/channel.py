@@ -58,6 +58,7 @@ class Channel(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport
         self.eof = False  # nothing more will be received
+        self.error: Exception | None = None  # what ended the connection, if it was no orderly end
         self._lost: asyncio.Future[None] = self._loop.create_future()
         self._incoming: deque[bytes] = deque()
         self.buffered_bytes = 0
@@ -103,6 +104,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.eof = True
+        self.error = exc
         self._writing_paused = False
         if not self._lost.done():
             self._lost.set_result(None)

@@ -34,6 +34,8 @@ from harmony import __version__
 from harmony.http.channel import Channel, ChannelClosed, ChannelStalled
 from harmony.http.files import FileChunks, open_file
 from harmony.http.headers import Headers, HeadersLike
+from harmony.ul import tls
+from harmony.ul.tls import TLSContext
 
 __all__ = [
     "Authentication",
@@ -147,12 +149,16 @@ class HTTPClient:
         authentication: Authentication | None = None,
         verify: bool = True,
         ca_cert_path: Path | None = None,
+        ssl_context: TLSContext | None = None,
+        server_hostname: str | None = None,
         maximum_connections: int = 10,
         maximum_response_bytes: int = MAXIMUM_RESPONSE_BYTES,
     ) -> None:
         """base_url: http(s)://host[:port][/path]; paths of requests, or a query without one, are appended to it.
 
         verify: check the certificate and host name of an https upstream, against `ca_cert_path` or the system's store.
+        ssl_context: used in their place, a context or a function that is asked for one at every handshake.
+        server_hostname: the name in the certificate, when it is not that of the host.
         Raises ValueError for a URL that is not one, or has credentials in it; OSError when the store cannot be read.
         """
         try:
@@ -164,8 +170,11 @@ class HTTPClient:
             raise ValueError("base_url: expected http(s)://host[:port][/path]")
         if "@" in url.netloc:
             raise ValueError("base_url: credentials belong into authentication, not into the URL")
-        self._tls = _tls_context(verify=verify, ca_cert_path=ca_cert_path) if url.scheme == "https" else None
+        self._tls: TLSContext | None = None
+        if url.scheme == "https":
+            self._tls = ssl_context or _tls_context(verify=verify, ca_cert_path=ca_cert_path)
         self._host = url.hostname
+        self._server_hostname = server_hostname or url.hostname
         self._port = port if port is not None else 443 if self._tls else 80
         self._base_path = url.path.rstrip("/")
         self._authority = url.netloc
@@ -327,15 +336,23 @@ class HTTPClient:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout_s):
-                _, channel = await loop.create_connection(Channel, self._host, self._port, ssl=self._tls)
+                if self._tls is None:
+                    _, channel = await loop.create_connection(Channel, self._host, self._port)
+                else:
+                    _, channel = await tls.connect(
+                        Channel,
+                        self._host,
+                        self._port,
+                        context=self._tls,
+                        server_hostname=self._server_hostname,
+                    )
         except TimeoutError:
             raise self._error("timeout", f"not connected within {self._timeout_s:g} s") from None
         except (
             OSError,
             UnicodeError,
         ) as error:  # ssl.SSLError is an OSError; UnicodeError: impossible host names
-            reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-            raise self._error("connect", reason) from error
+            raise self._error("connect", _reason(error, secured=self._tls is not None)) from error
         return _Link(channel, self._timeout_s, self._error)
 
     def _error(self, kind: Literal["connect", "timeout", "protocol"], what: str) -> UpstreamError:
@@ -354,6 +371,7 @@ class _Link:
         self._idle_since = 0.0
         self._repeatable = False
         self._heard = False  # any byte came since the request
+        self._alerted = False  # what came is a TLS alert
         self._sending: asyncio.Task[None] | None = None
 
     @property
@@ -435,14 +453,16 @@ class _Link:
             except h11.RemoteProtocolError as error:
                 self._check_sending()
                 # h11 quotes what came; an upstream's bytes may be patient data.
-                what = (
-                    "closed the connection before the end of its response" if self.channel.eof else "not HTTP"
-                )
-                raise self._error("protocol", what) from error
+                what = "closed the connection before the end of its response"
+                if self._alerted:
+                    what = "speaks TLS on this port, and was asked without; the protocol must be https"
+                elif not self.channel.eof:
+                    what = "not HTTP"
+                raise self._error("protocol", self._loss() or what) from error
             if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                 # To h11 this is no error before it has been given the request, and it says so for ever.
                 self._check_sending()
-                raise self._error("protocol", "closed the connection before its response")
+                raise self._error("protocol", self._loss() or "closed the connection before its response")
             if event is not h11.NEED_DATA:
                 return event  # type: ignore[return-value]  # mypy does not narrow h11's sentinels
             sent = (
@@ -454,8 +474,14 @@ class _Link:
                 raise self._error("timeout", f"nothing came for {self._timeout_s:g} s") from None
             if self.channel.buffered_bytes or self.channel.eof:
                 data = self.channel.take()
+                self._alerted = not self._heard and data[:1] == _ALERT
                 self._heard = self._heard or bool(data)
                 self._http.receive_data(data)  # b"": the end
+
+    def _loss(self) -> str | None:
+        """An alert may come after the handshake: TLS 1.3 checks our certificate then."""
+        error = self.channel.error
+        return tls.describe_failure(error) if isinstance(error, ssl.SSLError) else None
 
     def _check_sending(self) -> bool:
         """True when the request is sent; raises why it could not be.
@@ -473,6 +499,18 @@ class _Link:
 
 
 _ErrorMaker = Callable[[Literal["connect", "timeout", "protocol"], str], UpstreamError]
+
+
+_ALERT = bytes((tls.ALERT,))
+
+
+def _reason(error: OSError | UnicodeError, *, secured: bool) -> str:
+    """Why there is no connection."""
+    if isinstance(error, ssl.SSLError):
+        return tls.describe_failure(error)
+    if secured and isinstance(error, ConnectionResetError | ConnectionAbortedError):
+        return f"{tls.describe_failure(error)}; does it speak TLS on this port?"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def _tls_context(*, verify: bool, ca_cert_path: Path | None) -> ssl.SSLContext:

@@ -111,8 +111,10 @@ class Connection:
         network: str = "",
         scheme: str = "http",
         client: tuple[str, int] | None = None,
+        on_connected: Callable[[], None] | None = None,
     ) -> None:
         """client: who it is, None for the one who connected."""
+        self._on_connected = on_connected
         self._owner = owner
         self._limits = owner.limits
         self._network = network
@@ -149,6 +151,8 @@ class Connection:
         self._cancel()
 
     def _start(self) -> None:
+        if self._on_connected is not None:
+            self._on_connected()
         peer = self.channel.transport.get_extra_info("peername")
         if not self._client[0] and isinstance(peer, tuple) and len(peer) >= 2:
             self._client = (str(peer[0]), int(peer[1]))

@@ -4,20 +4,24 @@ One server has one handler and any number of listeners, one per network; a reque
 came in on. `stop` closes the listeners and the idle connections at once, lets requests in flight finish within the
 grace it is given, and cancels what is left. What happens on a connection is in connection.py.
 
+TLS handshakes run beside the accept loop (`harmony.ul.tls`); where there are too many connections the one that has
+taken longest makes room. Who speaks HTTP on a TLS port is answered 400 and told so.
+
 The gateway starts it; a `Router` is a handler, and so is anything that wraps one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
-import ssl as tls
 from collections.abc import Awaitable, Callable
 
 from harmony.http.connection import LINGER_TIMEOUT_S, Connection, Exchanged, ServerLimits
 from harmony.http.message import Request, Response
 from harmony.ul.proxied import ProxiedConnections, Trust
+from harmony.ul.tls import PROTOCOL_VERSION_ALERT, Handshakes, TLSContext, name_protocol
 
 __all__ = ["Exchanged", "HTTPServer", "ServerLimits"]
 
@@ -55,62 +59,59 @@ class HTTPServer:
             self._admit_proxied, timeout_s=self.limits.header_timeout_s, logger=logger
         )
         self._stopping = False
+        self._handshakes = Handshakes(
+            self._admit_handshake,
+            timeout_s=self.limits.header_timeout_s,
+            logger=logger,
+            answer_plain=_answer_plain,
+            shutdown_timeout_s=LINGER_TIMEOUT_S,
+        )
 
     async def start(
         self,
         host: str,
         port: int,
         *,
-        ssl: tls.SSLContext | None = None,
+        ssl: TLSContext | None = None,
         reuse_port: bool = False,
         network: str = "",
         trusted_proxy: Trust | None = None,
     ) -> list[tuple[str, int]]:
         """Listen on one more address; returns where (port 0: a free one). Raises OSError when that is taken.
 
-        trusted_proxy: which hosts may connect, each connection beginning with a header of the PROXY protocol.
+        ssl: a context, or a function that is asked for one at every handshake. trusted_proxy: which hosts may connect,
+        each connection beginning with a header of the PROXY protocol.
         """
         if self._stopping:
             raise RuntimeError("server was stopped")
         scheme = "https" if ssl is not None else "http"
 
         loop = asyncio.get_running_loop()
-        handshake_s = self.limits.header_timeout_s if ssl is not None else None
-        shutdown_s = LINGER_TIMEOUT_S if ssl is not None else None
 
-        def accept(client: tuple[str, int] | None = None) -> asyncio.Protocol:
-            connection = Connection(self, network=network, scheme=scheme, client=client)
+        def make(
+            connected: Callable[[], None] | None = None, client: tuple[str, int] | None = None
+        ) -> asyncio.Protocol:
+            connection = Connection(
+                self, network=network, scheme=scheme, client=client, on_connected=connected
+            )
             connection.accepted_on = (host, port)
             return connection.channel
 
-        async def proceed(sock: socket.socket, client: tuple[str, int] | None) -> None:
-            await loop.connect_accepted_socket(
-                lambda: accept(client),
-                sock,
-                ssl=ssl,
-                ssl_handshake_timeout=handshake_s,
-                ssl_shutdown_timeout=shutdown_s,
-            )
+        def accept(client: tuple[str, int] | None = None) -> asyncio.Protocol:
+            if ssl is None:
+                return make(client=client)
+            return self._handshakes.door(ssl, functools.partial(make, client=client))
 
-        if trusted_proxy is None:
-            listener = await loop.create_server(
-                accept,
-                host,
-                port,
-                backlog=LISTEN_BACKLOG,
-                reuse_port=reuse_port or None,
-                ssl=ssl,
-                ssl_handshake_timeout=handshake_s,
-                ssl_shutdown_timeout=shutdown_s,
-            )
-        else:
-            listener = await loop.create_server(
-                lambda: self._proxied.door(trusted_proxy, proceed),
-                host,
-                port,
-                backlog=LISTEN_BACKLOG,
-                reuse_port=reuse_port or None,
-            )
+        async def proceed(sock: socket.socket, client: tuple[str, int] | None) -> None:
+            await loop.connect_accepted_socket(lambda: accept(client), sock)
+
+        make_protocol: Callable[[], asyncio.Protocol] = accept
+        if trusted_proxy is not None:
+            trusts = trusted_proxy
+            make_protocol = lambda: self._proxied.door(trusts, proceed)  # noqa: E731
+        listener = await loop.create_server(
+            make_protocol, host, port, backlog=LISTEN_BACKLOG, reuse_port=reuse_port or None
+        )
         self._listeners.append(((host, port), listener))
         return _addresses(listener)
 
@@ -141,6 +142,7 @@ class HTTPServer:
         for _, listener in self._listeners:
             listener.close()
         await self._proxied.close()
+        await self._handshakes.close()
         for connection in self._connections | self._refused:
             connection.finish_soon()
         if tasks := self._tasks():
@@ -154,6 +156,11 @@ class HTTPServer:
     def _admit_proxied(self, peer_address: str) -> bool:
         room = self.limits.maximum_connections - len(self._connections) - len(self._proxied)
         return room > 0 and not self._stopping
+
+    def _admit_handshake(self, peer_address: str) -> bool:
+        if len(self._connections) + len(self._handshakes) >= self.limits.maximum_connections:
+            self._handshakes.drop_oldest()
+        return not self._stopping
 
     def opened(self, connection: Connection) -> bool:
         """A connection was accepted; False when it is one too many. Called by the connection."""
@@ -177,6 +184,16 @@ class HTTPServer:
     def __repr__(self) -> str:
         where = ", ".join(f"{host}:{port}" for host, port in self.addresses)
         return f"<HTTPServer on {where or 'no address'}, {len(self._connections)} connections>"
+
+
+_SPEAK_TLS = b"This port speaks TLS only: ask for the same with https.\n"
+
+
+def _answer_plain(first: bytes) -> bytes:
+    if name_protocol(first) != "plain HTTP":
+        return PROTOCOL_VERSION_ALERT
+    head = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    return (head % len(_SPEAK_TLS)).encode() + _SPEAK_TLS
 
 
 def _addresses(listener: asyncio.Server) -> list[tuple[str, int]]:

@@ -82,7 +82,7 @@ def describe_failure(error: Exception) -> str:
             reason += "; it is signed by nobody that we trust"
         return f"TLS certificate refused: {reason}"
     if not isinstance(error, ssl.SSLError):
-        return f"the connection was closed during the TLS handshake ({error or type(error).__name__})"
+        return "the connection was closed during the TLS handshake" + (f" ({error})" if str(error) else "")
     reason = error.reason or str(error)
     meaning = _REASONS.get(reason) or _REASONS.get(reason.partition("_ALERT_")[2]) or _alert(reason)
     return f"TLS handshake failed: {meaning} ({reason})" if meaning else f"TLS handshake failed: {reason}"
@@ -113,15 +113,17 @@ class Handshakes:
         timeout_s: float,
         logger: logging.Logger,
         answer_plain: Callable[[bytes], bytes] = lambda first: PROTOCOL_VERSION_ALERT,
+        shutdown_timeout_s: float | None = None,
     ) -> None:
         """admit: given the address of a peer, False closes its connection. timeout_s: for the first byte to come, and
         for the handshake then. answer_plain: what a peer that begins with these bytes of something else is sent at the
-        end.
+        end. shutdown_timeout_s: for a peer to answer when we close TLS; None: asyncio's 30 s.
         """
         self._admit = admit
         self._timeout_s = timeout_s
         self._logger = logger
         self._answer_plain = answer_plain
+        self._shutdown_timeout_s = shutdown_timeout_s
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
 
     def __len__(self) -> int:
@@ -204,7 +206,11 @@ class Handshakes:
             watched = _WatchedContext.of(context() if callable(context) else context, server_side=True)
             try:
                 await loop.connect_accepted_socket(
-                    make_protocol, sock, ssl=watched, ssl_handshake_timeout=self._timeout_s
+                    make_protocol,
+                    sock,
+                    ssl=watched,
+                    ssl_handshake_timeout=self._timeout_s,
+                    ssl_shutdown_timeout=self._shutdown_timeout_s,
                 )
             except (
                 OSError
