@@ -11,19 +11,31 @@ Pure functions over the structs of the files; `harmony.gateway.loading` calls th
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harmony.gateway.config import DEFAULT_MAX_RETRIES, DEFAULT_TIMEOUT_S, Listener, ListenerTLS, Target
-from harmony.gateway.options import DicomScpOptions, DicomScuOptions, HttpBackendOptions, JmixBackendOptions
+from harmony.gateway.config import (
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_TLS_PROFILE,
+    Listener,
+    ListenerTLS,
+    Target,
+)
+from harmony.gateway.options import (
+    DICOM_PORT,
+    DICOM_TLS_PORT,
+    DicomScpOptions,
+    DicomScuOptions,
+    HttpBackendOptions,
+    JmixBackendOptions,
+)
 from harmony.gateway.sections import ConnectionTable, PeerTable
 
 DEFAULT_DICOM_HOST = "0.0.0.0"
 DEFAULT_DICOM_PORT = 11112
-DEFAULT_PORTS = {"http": 80, "https": 443, "dicom": 104}
-DICOM_TLS_PORT = 2762
-"""dicom-tls in the IANA registry (PS3.15 Annex B.12); 104 is acr-nema (PS3.8 §9.1.1)."""
+DEFAULT_PORTS = {"http": 80, "https": 443, "dicom": DICOM_PORT}
 
 
 class AddressError(ValueError):
@@ -43,6 +55,10 @@ class Parts:
     protocol: str | None = None
     base_path: str | None = None
     ca_cert_path: Path | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    tls_server_name: str | None = None
+    tls_profile: str | None = None
     tls: bool | None = None
     timeout_s: float | None = None
     max_retries: int | None = None
@@ -83,6 +99,10 @@ def parts_of_connection(connection: ConnectionTable) -> Parts:
         protocol=connection.protocol,
         base_path=connection.base_path,
         ca_cert_path=connection.ca_cert_path,
+        cert_path=connection.cert_path,
+        key_path=connection.key_path,
+        tls_server_name=connection.tls_server_name,
+        tls_profile=connection.tls_profile,
         tls=True if connection.tls.enabled else None,
     )
     return parts.over(parts_of_url(connection.host, "connection.host")) if connection.host else parts
@@ -105,6 +125,10 @@ def parts_of_options(options: object) -> Parts:
                 options.protocol,
                 options.base_path,
                 ca_cert_path=options.ca_cert_path,
+                cert_path=options.cert_path,
+                key_path=options.key_path,
+                tls_server_name=options.tls_server_name,
+                tls_profile=options.tls_profile,
                 timeout_s=options.timeout_secs,
                 max_retries=options.max_retries,
             )
@@ -114,6 +138,10 @@ def parts_of_options(options: object) -> Parts:
         case JmixBackendOptions():
             own = Parts(
                 ca_cert_path=options.ca_cert_path,
+                cert_path=options.cert_path,
+                key_path=options.key_path,
+                tls_server_name=options.tls_server_name,
+                tls_profile=options.tls_profile,
                 timeout_s=options.timeout_secs,
                 max_retries=options.max_retries,
             )
@@ -123,6 +151,10 @@ def parts_of_options(options: object) -> Parts:
                 options.host,
                 options.port,
                 ca_cert_path=options.ca_cert_path,
+                cert_path=options.cert_path,
+                key_path=options.key_path,
+                tls_server_name=options.tls_server_name,
+                tls_profile=options.tls_profile,
                 tls=options.use_tls or None,
                 timeout_s=options.timeout_secs,
                 max_retries=options.max_retries,
@@ -157,6 +189,10 @@ def target_of(parts: Parts, *, dicom: bool) -> Target:
         ca_cert_path=parts.ca_cert_path,
         timeout_s=DEFAULT_TIMEOUT_S if parts.timeout_s is None else float(parts.timeout_s),
         max_retries=DEFAULT_MAX_RETRIES if parts.max_retries is None else parts.max_retries,
+        cert_path=parts.cert_path,
+        key_path=parts.key_path,
+        tls_server_name=parts.tls_server_name,
+        tls_profile=parts.tls_profile or DEFAULT_TLS_PROFILE,
     )
 
 
@@ -165,11 +201,16 @@ def dicom_listener(
 ) -> Listener:
     """explicit: what options, connection and peer say; inherited: the network's listener, if it has one to give."""
     host = explicit.host or (inherited.host if inherited else DEFAULT_DICOM_HOST)
-    port = explicit.port or (inherited.port if inherited else DEFAULT_DICOM_PORT)
     if options.use_tls is False:
         tls = None
-    elif tls is None and inherited is not None:
-        tls = inherited.tls
+    elif tls is None and inherited is not None and inherited.tls is not None:
+        tls = replace(
+            inherited.tls,
+            ca_cert_path=options.ca_cert_path or inherited.tls.ca_cert_path,
+            require_client_cert=options.require_client_cert or inherited.tls.require_client_cert,
+        )
+    port = explicit.port or (inherited.port if inherited else None)
+    port = port or (DICOM_TLS_PORT if tls else DEFAULT_DICOM_PORT)
     if inherited is None or not inherited.proxy_protocol:
         return Listener(host, port, tls)
     return Listener(host, port, tls, trusted_proxies=inherited.trusted_proxies, proxy_protocol=True)

@@ -138,6 +138,7 @@ class Gateway:
             await self._start_part(part)
         await self._listeners.open(self.assembly)
         self._listeners.swap(self.assembly)
+        await self.assembly.certificates.start()
         self._told_management()
         if management is not None:
             management.phase = Phase.SERVING
@@ -155,6 +156,11 @@ class Gateway:
         for listener in self.assembly.dicom:
             management.watched.acceptors[str(listener.address)] = listener.server.acceptor
         management.metrics.watched = management.watched
+
+    async def reload_certificates(self) -> None:
+        """Use for new handshakes what the files of all certificates hold now. They are looked at from time to time
+        anyway; what cannot be used is logged, and the old ones stay."""
+        await asyncio.to_thread(self.assembly.certificates.reload)
 
     async def reload(self) -> LoadedConfig:
         """Go over to the configuration as it is written now. Returns it.
@@ -180,6 +186,7 @@ class Gateway:
             assembly = assemble(config, self.assembly, retiring=retiring)
             with _explained():
                 await self._go_over_to(config, assembly)
+            await self.reload_certificates()
         except (ConfigError, StartError) as error:
             logger.error("the configuration was not reloaded, nothing has changed: %s", error)
             raise
@@ -251,6 +258,7 @@ class Gateway:
         if management is not None:
             management.phase = Phase.STOPPING
         await self._listeners.stop(grace_s)
+        await self.assembly.certificates.stop()
         for task, parts in list(self._retiring.items()):
             task.cancel()
             await asyncio.wait({task})

@@ -40,7 +40,7 @@ HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth", "path_filter"})
 BEHIND_HTTP = frozenset({"dicom_scu", "echo", "http"})
 """Backends of an http endpoint."""
 ONLY_BEHIND_HTTP = frozenset({"echo", "http"})
-USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key"})
+USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key", "mutual_tls"})
 NOT_AVAILABLE = "is not available in this version"
 
 

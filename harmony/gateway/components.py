@@ -8,7 +8,7 @@ components into pipelines.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from harmony.gateway.config import (
 )
 from harmony.gateway.options import (
     STORAGE,
+    AetEntry,
     AuthenticationOptions,
     BasicAuthOptions,
     DicomScpOptions,
@@ -68,23 +69,28 @@ def server_tls(
     place: Place,
     report: Report,
 ) -> ListenerTLS | None:
-    """The certificate of a listener; both files or none, and they must exist."""
+    """The certificate of a listener; both files or none, and they must exist. An endpoint may have its network's."""
     if table.cert_path is None or table.key_path is None:
         for key, path in (("cert_path", table.cert_path), ("key_path", table.key_path)):
             if path is None and (table.cert_path or table.key_path):
                 report.error(place, key, "is missing; cert_path and key_path go together")
+        check_file(table.ca_cert_path, place, "ca_cert_path", report)
+        if table.require_client_cert and not isinstance(table, DicomScpOptions):
+            message = "is true, must be accompanied by cert_path and key_path"
+            report.error(place, "require_client_cert", message)
         return None
-    if isinstance(table, DicomScpOptions):
-        ca_cert_path, required = table.ca_cert_path, table.require_client_cert
-    else:
-        ca_cert_path, required = None, False
     for key, path in (
         ("cert_path", table.cert_path),
         ("key_path", table.key_path),
-        ("ca_cert_path", ca_cert_path),
+        ("ca_cert_path", table.ca_cert_path),
     ):
         check_file(path, place, key, report)
-    return ListenerTLS(table.cert_path, table.key_path, ca_cert_path, required)
+    if table.require_client_cert and table.ca_cert_path is None and not isinstance(table, DicomScpOptions):
+        message = "is true, must be accompanied by ca_cert_path"
+        report.error(place, "require_client_cert", message)
+    return ListenerTLS(
+        table.cert_path, table.key_path, table.ca_cert_path, table.require_client_cert, table.tls_profile
+    )
 
 
 def check_file(path: Path | None, place: Place, key: str, report: Report) -> None:
@@ -216,7 +222,13 @@ class Components:
             return None
 
     def _connection(self, connection: sections.ConnectionTable, place: Place) -> Parts:
-        check_file(connection.ca_cert_path, place.child("connection"), "ca_cert_path", self.report)
+        inner = place.child("connection")
+        for key, path in (
+            ("ca_cert_path", connection.ca_cert_path),
+            ("cert_path", connection.cert_path),
+            ("key_path", connection.key_path),
+        ):
+            check_file(path, inner, key, self.report)
         try:
             return parts_of_connection(connection)
         except AddressError as error:
@@ -320,6 +332,31 @@ class Components:
         if options.require_client_cert and options.ca_cert_path is None:
             message = "is true, must be accompanied by ca_cert_path"
             self.report.error(place, "require_client_cert", message)
+        for name, entry in options.aet_table.items():
+            self._check_destination(entry, place.child("aet_table").child(name))
+
+    def _check_destination(self, entry: AetEntry, place: Place) -> None:
+        for key, value in (
+            ("ca_cert_path", entry.ca_cert_path),
+            ("cert_path", entry.cert_path),
+            ("key_path", entry.key_path),
+            ("tls_server_name", entry.tls_server_name),
+        ):
+            if value is not None and not entry.use_tls:
+                self.report.error(place, key, "is for TLS, must be accompanied by use_tls = true")
+        self._check_client_files(
+            place, ca_cert_path=entry.ca_cert_path, cert_path=entry.cert_path, key_path=entry.key_path
+        )
+
+    def _check_client_files(
+        self, place: Place, *, ca_cert_path: Path | None, cert_path: Path | None, key_path: Path | None
+    ) -> None:
+        """Of our side when it connects: who is trusted, and our own certificate, both files or none."""
+        check_file(ca_cert_path, place, "ca_cert_path", self.report)
+        for key, path, other in (("cert_path", cert_path, key_path), ("key_path", key_path, cert_path)):
+            check_file(path, place, key, self.report)
+            if path is None and other is not None:
+                self.report.error(place, key, "is missing; cert_path and key_path go together")
 
     def _read_backend(self, name: str, entry: Entry) -> tuple[Part, Target | None] | None:
         kind = self._kind_of(Role.BACKEND, entry)
@@ -346,10 +383,11 @@ class Components:
             own = Parts(timeout_s=table.timeout_secs, max_retries=table.max_retries)
             near = self._connection(table.connection, entry.place).over(own)
             broken = ref is not None and ref.removeprefix("targets.") not in self.targets
-            target = self._target(options, near.over(named), place=entry.place, broken=broken)
-        if isinstance(options, DicomScuOptions):
-            for each, path in (("cert_path", options.cert_path), ("key_path", options.key_path)):
-                check_file(path, place, each, self.report)
+            target = self._target(
+                options, near.over(named), place=entry.place, broken=broken, authentication=authentication
+            )
+        if isinstance(options, DicomScuOptions) and target is not None:
+            self._check_incoming_store(options, target, place)
         part = Part(
             name,
             kind,
@@ -361,17 +399,63 @@ class Components:
         )
         return part, target
 
-    def _target(self, options: Table, outer: Parts, *, place: Place, broken: bool) -> Target | None:
+    def _check_incoming_store(self, options: DicomScuOptions, target: Target, place: Place) -> None:
+        key = "incoming_store_use_tls"
+        if options.incoming_store_use_tls and target.cert_path is None:
+            self.report.error(place, key, "is true, must be accompanied by cert_path and key_path")
+        key = "incoming_store_require_client_cert"
+        if options.incoming_store_require_client_cert and not (
+            options.incoming_store_use_tls and target.ca_cert_path is not None
+        ):
+            message = "is true, must be accompanied by incoming_store_use_tls = true and ca_cert_path"
+            self.report.error(place, key, message)
+
+    def _target(
+        self,
+        options: Table,
+        outer: Parts,
+        *,
+        place: Place,
+        broken: bool,
+        authentication: Authentication | None,
+    ) -> Target | None:
         """broken: the target referred to has been reported already, so that what it left open is no news."""
         try:
             parts = parts_of_options(options).over(outer)
             if parts.host is None and broken:
                 return None
-            check_file(parts.ca_cert_path, place, "ca_cert_path", self.report)
-            return target_of(parts, dicom=isinstance(options, DicomScuOptions))
+            self._check_client_files(
+                place, ca_cert_path=parts.ca_cert_path, cert_path=parts.cert_path, key_path=parts.key_path
+            )
+            if authentication is not None and authentication.method == "mutual_tls":
+                parts = self._with_certificate(parts, authentication, place)
+            target = target_of(parts, dicom=isinstance(options, DicomScuOptions))
+            if authentication is not None and authentication.method == "mutual_tls" and not target.tls:
+                message = (
+                    f"is {show(authentication.id)}, method mutual_tls; the target must be reached over TLS"
+                )
+                self.report.error(place, "authentication", message)
+            return target
         except AddressError as error:
             self.report.error(place, error.key, str(error))
             return None
+
+    def _with_certificate(self, parts: Parts, authentication: Authentication, place: Place) -> Parts:
+        """Our certificate from an authentication with method mutual_tls; one that the target has itself wins."""
+        options = authentication.options
+        assert isinstance(options, AuthenticationOptions)
+        if parts.cert_path is not None:
+            return parts
+        if options.cert_path is None or options.key_path is None:
+            message = (
+                f"is {show(authentication.id)}, method mutual_tls, which must have cert_path and key_path"
+            )
+            self.report.error(place, "authentication", message)
+            return parts
+        self._check_client_files(
+            place, ca_cert_path=None, cert_path=options.cert_path, key_path=options.key_path
+        )
+        return replace(parts, cert_path=options.cert_path, key_path=options.key_path)
 
     def _read_middleware(self, name: str, entry: Entry) -> Part | None:
         head, given, place = flatten(entry, sections.MiddlewareTable)

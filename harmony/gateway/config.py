@@ -20,6 +20,7 @@ from harmony.gateway.address_range import AddressRange, address_of, contains
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_RETRIES = 3
+DEFAULT_TLS_PROFILE = "bcp195"
 
 ForwardedHeader = Literal["X-Forwarded-For", "Forwarded"]
 
@@ -101,6 +102,19 @@ class ListenerTLS:
     ca_cert_path: Path | None = None
     """Trust anchor for client certificates."""
     require_client_cert: bool = False
+    profile: str = DEFAULT_TLS_PROFILE
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTLS:
+    """How to connect to a peer over TLS."""
+
+    ca_cert_path: Path | None = None
+    """Who has signed the peer's certificate; None: who the operating system trusts."""
+    cert_path: Path | None = None
+    """Our own certificate, for a peer that asks for one; with key_path or not at all."""
+    key_path: Path | None = None
+    profile: str = DEFAULT_TLS_PROFILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +214,16 @@ class Target:
     ca_cert_path: Path | None
     timeout_s: float
     max_retries: int
+    cert_path: Path | None = None
+    """Our certificate, for a target that asks for one; with key_path or not at all."""
+    key_path: Path | None = None
+    tls_server_name: str | None = None
+    """The name in the target's certificate; None: host."""
+    tls_profile: str = DEFAULT_TLS_PROFILE
+
+    @property
+    def client_tls(self) -> ClientTLS:
+        return ClientTLS(self.ca_cert_path, self.cert_path, self.key_path, self.tls_profile)
 
     @property
     def url(self) -> str:

@@ -11,7 +11,10 @@ __all__ = ["authentication_towards_upstream"]
 
 def authentication_towards_upstream(configured: ConfiguredAuthentication | None) -> Authentication | None:
     """Raises ValueError, without any secret, for what cannot be used."""
-    if configured is None or configured.method == "none":
+    if configured is None or configured.method in (
+        "none",
+        "mutual_tls",
+    ):  # the latter is a matter of the connection
         return None
     options = configured.options
     assert isinstance(options, AuthenticationOptions)

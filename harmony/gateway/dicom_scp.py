@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harmony.dimse.move_receiver import OpenSink
 from harmony.dimse.observer import Observer
@@ -20,7 +20,7 @@ from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.options import DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.gateway.store_receiver import StoreReceivers
-from harmony.gateway.tls import server_context
+from harmony.gateway.tls import Certificates
 from harmony.ul.acceptor import AcceptorLimits
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
@@ -43,6 +43,8 @@ class DicomSCP:
     """Whose retrieves get what they wait for, before it is the backend's."""
     policies: tuple[DimsePolicies, ...] = ()
     """All of them must agree."""
+    certificates: Certificates = field(default_factory=Certificates)
+    """For destinations of C-MOVE that are called over TLS."""
 
     @property
     def options(self) -> DicomScpOptions:
@@ -52,7 +54,9 @@ class DicomSCP:
 
     @property
     def query_retrieve(self) -> QueryRetrieve:
-        return QueryRetrieve(self.backend, self.options, observer=self.observer)
+        return QueryRetrieve(
+            self.backend, self.options, observer=self.observer, certificates=self.certificates
+        )
 
     def services(self) -> Services:
         """What this endpoint performs, by its enable_* flags."""
@@ -126,7 +130,9 @@ class DicomListener:
 
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""
-        context = await asyncio.to_thread(server_context, self.address)
+        context, tls = None, self.address.tls
+        if tls is not None:
+            context = await asyncio.to_thread(self.scps[0].certificates.server, tls)
         trusted = self.address.trusts if self.address.proxy_protocol else None
         await self.server.listen(
             self.address.host, self.address.port, ssl_context=context, trusted_proxy=trusted

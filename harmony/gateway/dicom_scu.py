@@ -45,13 +45,14 @@ from harmony.dimse.sub_operations import Counters
 from harmony.gateway import config, identifiers, storage_contexts
 from harmony.gateway.arrivals import Arrivals
 from harmony.gateway.backend import Query, Retrieve
+from harmony.gateway.config import ListenerTLS
 from harmony.gateway.instance_headers import headers_of
 from harmony.gateway.options import DicomScuOptions
 from harmony.gateway.retrieval import Progress, arriving
 from harmony.gateway.storage_contexts import Pair
 from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.survey import Survey, survey
-from harmony.gateway.tls import client_context
+from harmony.gateway.tls import Certificates
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationError, LocalProtocolError
@@ -80,9 +81,10 @@ class DicomSCU:
         receivers: StoreReceivers | None = None,
         *,
         observer: Observer | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """receivers: those of the gateway, which backends with the same incoming_store_port share. observer: of the
-        associations with the PACS, also those that it opens.
+        associations with the PACS, also those that it opens. certificates: those of the gateway; None: read now, kept.
 
         Raises ValueError and OSError for what cannot be used: certificates, for the most part.
         """
@@ -93,11 +95,20 @@ class DicomSCU:
         self.origin = configured.origin
         self.options = options
         self.local_aet = options.local_aet
-        context = None
-        if target.tls:
-            context = client_context(
-                ca_cert_path=target.ca_cert_path, cert_path=options.cert_path, key_path=options.key_path
+        certificates = certificates or Certificates()
+        context = certificates.client(target.client_tls) if target.tls else None
+        self._incoming_tls = None
+        if options.incoming_store_use_tls:
+            assert target.cert_path is not None
+            assert target.key_path is not None
+            incoming = ListenerTLS(
+                target.cert_path,
+                target.key_path,
+                target.ca_cert_path,
+                options.incoming_store_require_client_cert,
+                target.tls_profile,
             )
+            self._incoming_tls = certificates.server(incoming)
         self.timeout_s = target.timeout_s
         """Of silence, after which the PACS counts as gone."""
         self.peer = Peer(
@@ -106,7 +117,7 @@ class DicomSCU:
             called_ae_title=options.aet or "ANY-SCP",
             calling_ae_title=options.local_aet,
             ssl_context=context,
-            server_hostname=options.tls_server_name,
+            server_hostname=target.tls_server_name,
             maximum_length=options.max_pdu,
             timeouts=Timeouts(
                 connect_s=options.connect_timeout_secs,
@@ -166,6 +177,7 @@ class DicomSCU:
             maximum_length=options.max_pdu,
             timeouts=self.peer.timeouts,
             observer=self.peer.observer,
+            ssl_context=self._incoming_tls,
         )
 
     async def echo(self) -> None:

@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -35,14 +34,15 @@ from harmony.dimse.status import DimseError, Outcome, Status, StatusClass
 from harmony.gateway import config
 from harmony.gateway.addresses import clean_path
 from harmony.gateway.backend import Query, Retrieve
-from harmony.gateway.credentials import authentication_towards_upstream
 from harmony.gateway.dicom_upload import uploaded_instance
+from harmony.gateway.http_upstream import upstream_client
 from harmony.gateway.identifiers import is_empty, key_elements, matches_keys, tag_of_key
 from harmony.gateway.instance_headers import headers_of
 from harmony.gateway.options import HttpBackendOptions
 from harmony.gateway.qido_client import Search, match_of, searches, unique_key
 from harmony.gateway.storage_contexts import NATIVE
 from harmony.gateway.stow_client import refusal, store_outcome
+from harmony.gateway.tls import Certificates
 from harmony.gateway.wado_client import (
     DICOM,
     RELATED_DICOM,
@@ -54,7 +54,7 @@ from harmony.gateway.wado_client import (
     lost,
 )
 from harmony.http import Headers, HTTPError
-from harmony.http.client import HTTPClient, UpstreamError, UpstreamStream
+from harmony.http.client import UpstreamError, UpstreamStream
 from harmony.http.json_array import JSONArrayError, read_json_array
 from harmony.http.multipart_writer import MultipartBody, OutgoingPart, new_boundary
 from harmony.ul.association import Association
@@ -81,8 +81,10 @@ _STUDY: Final = 0x0020000D
 class DicomwebUpstream:
     """One DICOMweb server. A `harmony.gateway.backend.Backend`."""
 
-    def __init__(self, configured: config.Backend) -> None:
-        """Raises ValueError for an address, headers or credentials that cannot be used, OSError for a CA file that is
+    def __init__(self, configured: config.Backend, *, certificates: Certificates | None = None) -> None:
+        """certificates: those of the gateway; None: read now and kept.
+
+        Raises ValueError for an address, headers or credentials that cannot be used, OSError for a CA file that is
         not there."""
         options, target = configured.options, configured.target
         assert isinstance(options, HttpBackendOptions)
@@ -90,12 +92,11 @@ class DicomwebUpstream:
         self.name = configured.name
         self._headers = Headers(options.headers)
         self._retries = target.max_retries
-        self._client = HTTPClient(
-            replace(target, base_path=target.base_path + clean_path(options.path_prefix)).url,
-            timeout_s=target.timeout_s,
-            authentication=authentication_towards_upstream(configured.authentication),
-            ca_cert_path=target.ca_cert_path,
+        self._client = upstream_client(
+            configured,
+            base_path=target.base_path + clean_path(options.path_prefix),
             maximum_connections=options.max_connections,
+            certificates=certificates,
         )
 
     def __str__(self) -> str:

@@ -18,16 +18,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Final, cast
 
 from harmony.gateway.addresses import clean_path
 from harmony.gateway.config import Backend, Endpoint
-from harmony.gateway.credentials import authentication_towards_upstream
 from harmony.gateway.forwarded import PEER
+from harmony.gateway.http_upstream import upstream_client
 from harmony.gateway.options import HttpBackendOptions, HttpEndpointOptions
+from harmony.gateway.tls import Certificates
 from harmony.http import Headers, HTTPError, Request, Response, Router, normalize_prefix
-from harmony.http.client import HTTPClient, UpstreamError, UpstreamStream
+from harmony.http.client import UpstreamError, UpstreamStream
 
 __all__ = ["HttpForward", "HttpUpstream"]
 
@@ -60,9 +60,13 @@ class HttpUpstream:
     """One upstream, shared by all endpoints in front of it."""
 
     def __init__(
-        self, configured: Backend, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        configured: Backend,
+        *,
+        certificates: Certificates | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """pause: between two tries.
+        """certificates: those of the gateway; None: read now and kept. pause: between two tries.
 
         Raises ValueError for an address, headers or credentials that cannot be used, OSError for a CA file that is
         not there."""
@@ -74,13 +78,11 @@ class HttpUpstream:
         self._method = options.method.upper() if options.method is not None else None
         self._headers = Headers(options.headers)
         self._retries = configured.target.max_retries
-        base_path = configured.target.base_path + clean_path(options.path_prefix)
-        self._client = HTTPClient(
-            replace(configured.target, base_path=base_path).url,
-            timeout_s=configured.target.timeout_s,
-            authentication=authentication_towards_upstream(configured.authentication),
-            ca_cert_path=configured.target.ca_cert_path,
+        self._client = upstream_client(
+            configured,
+            base_path=configured.target.base_path + clean_path(options.path_prefix),
             maximum_connections=options.max_connections,
+            certificates=certificates,
         )
 
     def __str__(self) -> str:

@@ -22,15 +22,16 @@ import logging
 import random
 import sqlite3
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from harmony.gateway.addresses import jmix_base_path
 from harmony.gateway.config import Backend as ConfiguredBackend
-from harmony.gateway.credentials import authentication_towards_upstream
+from harmony.gateway.http_upstream import upstream_client
 from harmony.gateway.options import JmixBackendOptions
-from harmony.http.client import HTTPClient, UpstreamError
+from harmony.gateway.tls import Certificates
+from harmony.http.client import UpstreamError
 from harmony.jmix.outbox import Delivery, Outbox, State, backoff_s
 
 __all__ = ["Courier", "JmixUpstream", "Result", "Verdict"]
@@ -69,22 +70,21 @@ class Result:
 class JmixUpstream:
     """One upstream JMIX server."""
 
-    def __init__(self, configured: ConfiguredBackend) -> None:
-        """Raises ValueError for an address or credentials that cannot be used, OSError for a CA file that is
+    def __init__(self, configured: ConfiguredBackend, *, certificates: Certificates | None = None) -> None:
+        """certificates: those of the gateway; None: read now and kept.
+
+        Raises ValueError for an address or credentials that cannot be used, OSError for a CA file that is
         not there."""
         options = configured.options
         assert isinstance(options, JmixBackendOptions)
         assert configured.target is not None
         self.name = configured.name
         self.options = options
-        target = configured.target
-        base_path = jmix_base_path(options.path_prefix, target.base_path)
-        self._client = HTTPClient(
-            replace(target, base_path=base_path).url,
-            timeout_s=target.timeout_s,
-            authentication=authentication_towards_upstream(configured.authentication),
-            ca_cert_path=target.ca_cert_path,
+        self._client = upstream_client(
+            configured,
+            base_path=jmix_base_path(options.path_prefix, configured.target.base_path),
             maximum_connections=options.max_concurrent_uploads,
+            certificates=certificates,
         )
 
     def __repr__(self) -> str:

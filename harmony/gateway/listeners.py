@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harmony.gateway.config import Listener
 from harmony.gateway.dicom_scp import DicomListener
 from harmony.gateway.errors import StartError
 from harmony.gateway.pipelines import Assembly
-from harmony.gateway.tls import server_context
+from harmony.gateway.tls import Certificates
 from harmony.http import HTTPServer
 
 __all__ = ["Listeners"]
@@ -31,13 +31,15 @@ class _HTTPAddress:
     listener: Listener
     apart: bool
     """It carries the management API only."""
+    certificates: Certificates = field(repr=False)
+    """Of the gateway, and so the same in all of them."""
 
 
 def _http_addresses(assembly: Assembly, *, apart: bool) -> list[_HTTPAddress]:
     """apart: those of the management API, or else all others."""
     own = assembly.management.own_networks if assembly.management is not None else frozenset()
     return [
-        _HTTPAddress(network, listener, apart)
+        _HTTPAddress(network, listener, apart, assembly.certificates)
         for network, listener in assembly.http
         if (network in own) == apart
     ]
@@ -140,7 +142,9 @@ class Listeners:
         listener = wanted.listener
         server = self.management_http if wanted.apart else self.http
         try:
-            context = await asyncio.to_thread(server_context, listener)
+            context = None
+            if listener.tls is not None:
+                context = await asyncio.to_thread(wanted.certificates.server, listener.tls)
             await server.start(
                 listener.host,
                 listener.port,

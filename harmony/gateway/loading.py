@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harmony.gateway import checks, sections
-from harmony.gateway.addresses import clean_path
+from harmony.gateway.addresses import DEFAULT_DICOM_PORT, clean_path
 from harmony.gateway.components import Components, server_tls
 from harmony.gateway.config import (
     ConfigError,
@@ -27,6 +27,7 @@ from harmony.gateway.config import (
     Table,
 )
 from harmony.gateway.default_config import DEFAULT_CONFIG
+from harmony.gateway.options import DICOM_TLS_PORT
 from harmony.gateway.sources import (
     Document,
     Entry,
@@ -159,7 +160,7 @@ def _networks(merged: Merged, report: Report) -> dict[str, Network]:
             _check_proxies(table.dicom, entry.place.child("dicom"), report)
             dicom = Listener(
                 table.dicom.bind_address,
-                table.dicom.bind_port,
+                table.dicom.bind_port or (DICOM_TLS_PORT if tls else DEFAULT_DICOM_PORT),
                 tls,
                 trusted_proxies=table.dicom.trusted_proxies,
                 proxy_protocol=table.dicom.proxy_protocol,

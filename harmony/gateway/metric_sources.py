@@ -13,9 +13,26 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
 from harmony.gateway.metrics import Source
+from harmony.gateway.tls import Certificates
 from harmony.jmix.outbox import Outbox
 
-__all__ = ["archive_source", "envelope_source", "outbox_source", "storage_source"]
+__all__ = ["archive_source", "certificate_source", "envelope_source", "outbox_source", "storage_source"]
+
+
+def certificate_source(certificates: Certificates) -> Source:
+    """Our certificates, of all listeners and of all that we connect to."""
+
+    def ask() -> Iterator[Metric]:
+        left = GaugeMetricFamily(
+            "harmony_tls_certificate_expires_in_seconds",
+            "Until a certificate of ours expires, negative afterwards.",
+            labels=["path"],
+        )
+        for path, left_s in certificates.seconds_left():
+            left.add_metric([str(path)], left_s)
+        yield left
+
+    return ask
 
 
 def outbox_source(pipeline: str, outbox: Callable[[], Outbox | None]) -> Source:

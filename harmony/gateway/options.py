@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from harmony.gateway.config import Secret, Table
+from harmony.gateway.config import ClientTLS, Secret, Table
 from harmony.gateway.tables import (
     UID,
     AETitle,
@@ -29,6 +29,7 @@ from harmony.gateway.tables import (
     Port,
     PositiveInt,
     Seconds,
+    TLSProfile,
     URLPath,
     WebURL,
 )
@@ -36,6 +37,10 @@ from harmony.gateway.tables import (
 STORAGE = "<storage>"
 ENVELOPE_FOLDER = "jmix-store"
 """Where envelopes are kept, below the storage folder, unless some `store_dir` says otherwise."""
+
+DICOM_PORT = 104
+DICOM_TLS_PORT = 2762
+"""Where DICOM is called, without and with TLS, when nothing says otherwise (PS3.8 §9.1.1, PS3.15 §B.12)."""
 
 MAX_PDU_MIN = 4096
 """Smaller PDUs cost more in headers and system calls than any peer could gain."""
@@ -96,16 +101,44 @@ class JmixEndpointOptions(PrefixOptions, frozen=True):
     max_upload_bytes: ByteCount = DEFAULT_LARGEST_UPLOAD_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class MoveDestination:
+    """Where a C-MOVE may send."""
+
+    ae_title: str
+    host: str
+    port: int
+    tls: ClientTLS | None = None
+    tls_server_name: str | None = None
+
+
 class AetEntry(Table, frozen=True):
     """One peer: a C-MOVE destination, and a permitted calling AE when calling AEs are restricted."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"aet": "ae_title"}
+    aliases: ClassVar[Mapping[str, str]] = {"aet": "ae_title", "ca_bundle_path": "ca_cert_path"}
 
     ae_title: AETitle | None = None
     """None: the key of the entry."""
     host: Host | None = None
     """None: may call, cannot be a C-MOVE destination."""
-    port: Port = 104
+    port: Port | None = None
+    """None: 2762 with use_tls, else 104."""
+    use_tls: bool = False
+    ca_cert_path: Path | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    tls_server_name: Host | None = None
+    tls_profile: TLSProfile = "bcp195"
+
+    def destination(self, name: str) -> MoveDestination | None:
+        """name: its key."""
+        if self.host is None:
+            return None
+        tls = None
+        if self.use_tls:
+            tls = ClientTLS(self.ca_cert_path, self.cert_path, self.key_path, self.tls_profile)
+        port = self.port or (DICOM_TLS_PORT if self.use_tls else DICOM_PORT)
+        return MoveDestination(self.ae_title or name, self.host, port, tls, self.tls_server_name)
 
 
 class DicomScpOptions(Table, frozen=True):
@@ -165,6 +198,7 @@ class DicomScpOptions(Table, frozen=True):
     key_path: Path | None = None
     ca_cert_path: Path | None = None
     require_client_cert: bool = False
+    tls_profile: TLSProfile = "bcp195"
 
     def allowed_calling_ae_titles(self) -> frozenset[str] | None:
         """Who may open an association; None: everyone."""
@@ -174,13 +208,12 @@ class DicomScpOptions(Table, frozen=True):
             entry.ae_title or name for name, entry in self.aet_table.items()
         }
 
-    def move_destinations(self) -> Mapping[str, tuple[str, str, int]]:
-        """What a C-MOVE may name -> AE title, host and port. Both the key and the AE title of an entry count."""
-        places: dict[str, tuple[str, str, int]] = {}
+    def move_destinations(self) -> Mapping[str, MoveDestination]:
+        """What a C-MOVE may name. Both the key and the AE title of an entry count."""
+        places: dict[str, MoveDestination] = {}
         for name, entry in self.aet_table.items():
-            if entry.host is not None:
-                ae_title = entry.ae_title or name
-                places[name] = places[ae_title] = (ae_title, entry.host, entry.port)
+            if (place := entry.destination(name)) is not None:
+                places[name] = places[place.ae_title] = place
         return places
 
 
@@ -194,7 +227,7 @@ class ManagementOptions(Table, frozen=True):
 
 
 class HttpBackendOptions(Table, frozen=True):
-    aliases: ClassVar[Mapping[str, str]] = {"url": "base_url"}
+    aliases: ClassVar[Mapping[str, str]] = {"url": "base_url", "ca_bundle_path": "ca_cert_path"}
 
     base_url: Host | None = None
     host: Host | None = None
@@ -203,6 +236,10 @@ class HttpBackendOptions(Table, frozen=True):
     base_path: URLPath | None = None
     path_prefix: URLPath = ""
     ca_cert_path: Path | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    tls_server_name: Host | None = None
+    tls_profile: TLSProfile | None = None
     authentication_ref: str | None = None
     timeout_secs: TimeoutSecs | None = None
     max_retries: Retries | None = None
@@ -227,6 +264,7 @@ class DicomScuOptions(Table, frozen=True):
     ca_cert_path: Path | None = None
     tls_server_name: Host | None = None
     """The name in the certificate of the PACS; None: that of the host connected to."""
+    tls_profile: TLSProfile | None = None
     max_pdu: MaxPDU = DEFAULT_MAX_PDU
     max_associations: Annotated[int, Meta(ge=1, le=64)] = 4
     relational: bool = False
@@ -234,6 +272,9 @@ class DicomScuOptions(Table, frozen=True):
     incoming_store_address: Host = "0.0.0.0"
     """Other than the loopback interface by default: what is to be retrieved comes from the PACS."""
     incoming_store_port: Port = 11123
+    incoming_store_use_tls: bool = False
+    """With cert_path, key_path and, for the certificates of clients, ca_cert_path."""
+    incoming_store_require_client_cert: bool = False
     persistent_store_scp: bool = False
     storage_dir: Path = Path(STORAGE, "retrieved")
     """Where an http endpoint puts what it retrieves. Not the folder of an archive, which is no place for copies."""
@@ -245,13 +286,17 @@ class DicomScuOptions(Table, frozen=True):
 
 
 class JmixBackendOptions(Table, frozen=True):
-    aliases: ClassVar[Mapping[str, str]] = {"url": "base_url"}
+    aliases: ClassVar[Mapping[str, str]] = {"url": "base_url", "ca_bundle_path": "ca_cert_path"}
 
     base_url: Host | None = None
     path_prefix: URLPath = ""
     """See `harmony.gateway.addresses.jmix_base_path`."""
     authentication_ref: str | None = None
     ca_cert_path: Path | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    tls_server_name: Host | None = None
+    tls_profile: TLSProfile | None = None
     timeout_secs: TimeoutSecs | None = None
     max_retries: Retries | None = None
     """Within one delivery; between deliveries the outbox waits and tries again without end."""

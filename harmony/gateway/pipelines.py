@@ -40,6 +40,7 @@ from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.management import Management, serves_management
+from harmony.gateway.metric_sources import certificate_source
 from harmony.gateway.no_backend import NoBackend
 from harmony.gateway.options import (
     ENVELOPE_FOLDER,
@@ -58,6 +59,7 @@ from harmony.gateway.retrieved import RetrievedFolders
 from harmony.gateway.rules import Rulebook
 from harmony.gateway.store_receiver import StoreReceivers, require_title
 from harmony.gateway.study_envelope import StudyEnvelopes
+from harmony.gateway.tls import Certificates
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
 
@@ -103,6 +105,8 @@ class Assembly:
     management: Management | None = None
     """None: nobody can ask, so nothing is counted."""
     receivers: StoreReceivers = field(default_factory=StoreReceivers)
+    certificates: Certificates = field(default_factory=Certificates)
+    """Like the receivers, those of the gateway: every assembly takes them over."""
     provided: dict[int, frozenset[str]] = field(default_factory=dict)
     """For `StoreReceivers.provide`, once the listeners are those of this assembly."""
     kept: list[Kept] = field(default_factory=list)
@@ -123,7 +127,11 @@ class _Assembler:
         self.retiring = retiring
         self.previous = previous if previous is not None else Assembly()
         management = Management(loaded, self.previous.management) if serves_management(loaded) else None
-        self.assembly = Assembly(management=management, receivers=self.previous.receivers)
+        self.assembly = Assembly(
+            management=management,
+            receivers=self.previous.receivers,
+            certificates=self.previous.certificates,
+        )
         self._origin = next((each.origin for each in loaded.pipelines.values()), loaded.management.origin)
         """Of what several pipelines may share."""
         self._scps: dict[Listener, list[DicomSCP]] = {}
@@ -151,8 +159,15 @@ class _Assembler:
                     self._add_dicomweb(pipeline, endpoint)
         self._share_store_ports()
         for listener, scps in self._scps.items():
-            self.assembly.dicom.append(DicomListener(listener, scps))
+            try:
+                self.assembly.dicom.append(DicomListener(listener, scps))
+            except (ValueError, OSError) as error:  # a certificate for a destination of C-MOVE
+                raise ConfigError(
+                    [scps[0].endpoint.origin.problem("options.aet_table", str(error))]
+                ) from error
         if self.assembly.management is not None:
+            source = certificate_source(self.assembly.certificates)
+            self.assembly.management.watched.sources.append(source)
             self.assembly.management.add_routes(self.assembly.routers)
         for network in self.config.http_networks():
             if network.http is not None:
@@ -206,6 +221,7 @@ class _Assembler:
                             backend,
                             self._observer(endpoint),
                             policies=self._dimse_policies(pipeline),
+                            certificates=self.assembly.certificates,
                         )
                     )
             elif isinstance(endpoint.options, EchoEndpointOptions):
@@ -287,7 +303,9 @@ class _Assembler:
 
         def make() -> JmixBuilder:
             try:
-                upstream = JmixUpstream(configured) if configured is not None else None
+                upstream = None
+                if configured is not None:
+                    upstream = JmixUpstream(configured, certificates=self.assembly.certificates)
             except (ValueError, OSError) as error:
                 assert configured is not None
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
@@ -314,7 +332,12 @@ class _Assembler:
                 pacs = self._kept(
                     ("the PACS", configured.name),
                     (configured, observer is not None),
-                    lambda: DicomSCU(configured, self.assembly.receivers, observer=observer),
+                    lambda: DicomSCU(
+                        configured,
+                        self.assembly.receivers,
+                        observer=observer,
+                        certificates=self.assembly.certificates,
+                    ),
                 )
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
@@ -326,7 +349,9 @@ class _Assembler:
         if configured.name not in self._dicomweb_servers:
             try:
                 server = self._kept(
-                    ("the DICOMweb server", configured.name), configured, lambda: DicomwebUpstream(configured)
+                    ("the DICOMweb server", configured.name),
+                    configured,
+                    lambda: DicomwebUpstream(configured, certificates=self.assembly.certificates),
                 )
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
@@ -418,7 +443,9 @@ class _Assembler:
         if configured.name not in self._upstreams:
             try:
                 upstream = self._kept(
-                    ("the HTTP server", configured.name), configured, lambda: HttpUpstream(configured)
+                    ("the HTTP server", configured.name),
+                    configured,
+                    lambda: HttpUpstream(configured, certificates=self.assembly.certificates),
                 )
             except (ValueError, OSError) as error:
                 raise ConfigError([configured.origin.problem("", str(error))]) from error

@@ -31,6 +31,7 @@ from harmony.dimse.sop_class import is_storage_sop_class
 from harmony.dimse.status import DimseError, Status
 from harmony.gateway.backend import Backend, Query, Retrieve
 from harmony.gateway.options import DicomScpOptions
+from harmony.gateway.tls import Certificates
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.items import ExtendedNegotiation
 
@@ -49,17 +50,27 @@ class QueryRetrieve:
     """What one endpoint performs."""
 
     def __init__(
-        self, backend: Backend, options: DicomScpOptions, *, observer: Observer | None = None
+        self,
+        backend: Backend,
+        options: DicomScpOptions,
+        *,
+        observer: Observer | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
-        """observer: of the associations with C-MOVE destinations."""
+        """observer: of the associations with C-MOVE destinations. certificates: those of the gateway.
+
+        Raises OSError that names a file which cannot be used for TLS with a destination."""
+        certificates = certificates or Certificates()
         self._backend = backend
         self._options = options
         self._destinations = {
             title: Peer(
-                host,
-                port,
-                called_ae_title=ae_title,
+                place.host,
+                place.port,
+                called_ae_title=place.ae_title,
                 calling_ae_title=options.local_aet,
+                ssl_context=certificates.client(place.tls) if place.tls is not None else None,
+                server_hostname=place.tls_server_name,
                 maximum_length=options.max_pdu,
                 timeouts=Timeouts(
                     pdu_s=options.pdu_timeout_secs,
@@ -68,7 +79,7 @@ class QueryRetrieve:
                 ),
                 observer=observer,
             )
-            for title, (ae_title, host, port) in options.move_destinations().items()
+            for title, place in options.move_destinations().items()
         }
 
     def register(self, services: Services) -> None:

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from harmony.gateway.config import ForwardedHeader, Table
 from harmony.gateway.options import Retries, TimeoutSecs
-from harmony.gateway.tables import AddressRanges, AETitle, Host, Port, URLPath
+from harmony.gateway.tables import AddressRanges, AETitle, Host, Port, TLSProfile, URLPath
 
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 Name = Annotated[str, Meta(min_length=1)]
@@ -75,10 +75,15 @@ class ManagementTable(Table, frozen=True):
 class ListenerTable(Table, frozen=True):
     """`network.<n>.http`, also spelled tcp_config."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"ca_bundle_path": "ca_cert_path"}
+
     bind_address: Host = "0.0.0.0"
     bind_port: Port = 8080
     cert_path: Path | None = None
     key_path: Path | None = None
+    ca_cert_path: Path | None = None
+    require_client_cert: bool = False
+    tls_profile: TLSProfile = "bcp195"
     force_https: bool = False
     trusted_proxies: AddressRanges = ()
     """Whose word about the client counts."""
@@ -91,15 +96,20 @@ class DicomListenerTable(Table, frozen=True):
         "local_aet": "aet",
         "bind_addr": "bind_address",
         "port": "bind_port",
+        "ca_bundle_path": "ca_cert_path",
     }
 
     bind_address: Host = "0.0.0.0"
-    bind_port: Port = 11112
+    bind_port: Port | None = None
+    """None: 2762 with a certificate, else 11112."""
     aet: AETitle | None = None
     cert_path: Path | None = None
     key_path: Path | None = None
     trusted_proxies: AddressRanges = ()
     proxy_protocol: bool = False
+    ca_cert_path: Path | None = None
+    require_client_cert: bool = False
+    tls_profile: TLSProfile = "bcp195"
 
 
 class NetworkTable(Table, frozen=True):
@@ -117,12 +127,18 @@ class TLSTable(Table, frozen=True):
 
 
 class ConnectionTable(Table, frozen=True):
+    aliases: ClassVar[Mapping[str, str]] = {"ca_bundle_path": "ca_cert_path"}
+
     host: Host | None = None
     """A name or address; some files hold a whole URL here."""
     port: Port | None = None
     protocol: Protocol | None = None
     base_path: URLPath | None = None
     ca_cert_path: Path | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    tls_server_name: Host | None = None
+    tls_profile: TLSProfile | None = None
     tls: TLSTable = TLSTable()
 
 

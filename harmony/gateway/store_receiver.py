@@ -29,6 +29,7 @@ from harmony.dimse.scp import Server, Services
 from harmony.dimse.sink import Sink
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, AcceptorPolicy
+from harmony.ul.tls import TLSContext
 
 __all__ = ["StoreReceivers", "require_title"]
 
@@ -44,6 +45,7 @@ class _Place:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()  # of opening and closing
         self.server: Server | None = None
+        self.ssl_context: TLSContext | None = None
         self.ae_titles: set[str] = set()
         self.users = 0
 
@@ -96,11 +98,12 @@ class StoreReceivers:
         maximum_length: int = DEFAULT_MAXIMUM_LENGTH,
         timeouts: Timeouts | None = None,
         observer: Observer | None = None,
+        ssl_context: TLSContext | None = None,
     ) -> AsyncIterator[MoveReceiver]:
         """Have the address listened on for an AE title, for the length of the block.
 
         observer: of the associations to the AE title. It, maximum_length and timeouts are those of the first in this
-        moment. Raises OSError when the address cannot be listened on.
+        moment. ssl_context: must be the same for all of them. Raises OSError when the address cannot be listened on.
         """
         require_title(self._provided, port, ae_title)
         if port in self._provided:
@@ -109,7 +112,11 @@ class StoreReceivers:
         place = self._places.setdefault((host, port), _Place())
         async with place.lock:
             if place.server is None:
-                place.server = await _listen(host, port, timeouts)
+                place.server = await _listen(host, port, timeouts, ssl_context)
+                place.ssl_context = ssl_context
+            elif place.ssl_context is not ssl_context:
+                message = f"incoming_store_port {port} is that of another backend with other TLS settings"
+                raise OSError(errno.EADDRINUSE, message)
             if ae_title not in place.ae_titles:
                 policy = AcceptorPolicy(ae_titles=frozenset({ae_title}), maximum_length=maximum_length)
                 services = self.services()
@@ -153,10 +160,10 @@ def require_title(provided: Mapping[int, frozenset[str]], port: int, ae_title: s
         raise OSError(errno.EADDRINUSE, message)
 
 
-async def _listen(host: str, port: int, timeouts: Timeouts | None) -> Server:
+async def _listen(host: str, port: int, timeouts: Timeouts | None, ssl_context: TLSContext | None) -> Server:
     server = Server(timeouts=timeouts)
     try:
-        await server.listen(host, port)
+        await server.listen(host, port, ssl_context=ssl_context)
     except OSError as error:
         reason = error.strerror or error
         raise OSError(error.errno, f"incoming_store_port {port} cannot be listened on: {reason}") from error

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
@@ -39,6 +39,8 @@ AETitle = Annotated[
     ),
 ]
 Host = Annotated[str, Meta(pattern=r"^[!-~]{1,255}\Z", extra={"allowed": "a host name or IP address"})]
+TLSProfile = Literal["bcp195", "bcp195-modified", "BCP 195 RFC 8996, 9325", "Modified BCP 195 RFC 8996, 9325"]
+"""PS3.15 B.12 and B.13, in short and by the names that the standard has for them."""
 UID = Annotated[
     str,
     Meta(pattern=r"^(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*\Z", extra={"allowed": "a UID: 1 to 64 of 0-9 and ."}),

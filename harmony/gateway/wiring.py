@@ -145,6 +145,9 @@ class Wiring:
         found: dict[Listener, Network] = {}
         for network, inherited in candidates:
             listener = dicom_listener(options, part.address, inherited=inherited, tls=tls)
+            if options.require_client_cert and listener.tls is None:
+                message = f"is true, and {listener} has no certificate; cert_path and key_path must be set"
+                self.report.error(part.options_place, "require_client_cert", message)
             found.setdefault(listener, network)
         return list(found.values()), tuple(found)
 

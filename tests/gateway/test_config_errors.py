@@ -290,6 +290,56 @@ CASES = [
         ("network.n.http", "force_https", "is for listeners without TLS; this one has a certificate"),
     ),
     (
+        {"network.n.http": "require_client_cert = true"},
+        ("network.n.http", "require_client_cert", "is true, must be accompanied by cert_path and key_path"),
+    ),
+    (
+        {"network.n.http": 'cert_path = "config.toml"\nkey_path = "config.toml"\nrequire_client_cert = true'},
+        ("network.n.http", "require_client_cert", "is true, must be accompanied by ca_cert_path"),
+    ),
+    (
+        {
+            "endpoints.e": SCP + 'options.require_client_cert = true\noptions.ca_cert_path = "config.toml"',
+            "pipelines.p": ON_D,
+        },
+        (
+            "endpoints.e.options",
+            "require_client_cert",
+            "is true, and 127.0.0.1:104 has no certificate; cert_path and key_path must be set",
+        ),
+    ),
+    (
+        {
+            "endpoints.e": SCP + 'options.aet_table.X = { host = "h", ca_cert_path = "config.toml" }',
+            "pipelines.p": ON_D,
+        },
+        (
+            "endpoints.e.options.aet_table.X",
+            "ca_cert_path",
+            "is for TLS, must be accompanied by use_tls = true",
+        ),
+    ),
+    (
+        {
+            "endpoints.e": SCP,
+            "pipelines.p": ON_D + '\nbackends = ["b"]',
+            "backends.b": 'service = "dicom"\noptions = { aet = "A", host = "h", incoming_store_use_tls = true }',
+        },
+        (
+            "backends.b.options",
+            "incoming_store_use_tls",
+            "is true, must be accompanied by cert_path and key_path",
+        ),
+    ),
+    (
+        {
+            "endpoints.e": SCP,
+            "pipelines.p": ON_D + '\nbackends = ["b"]',
+            "backends.b": 'service = "dicom"\noptions = { aet = "A", host = "h", cert_path = "config.toml" }',
+        },
+        ("backends.b", "key_path", "is missing; cert_path and key_path go together"),
+    ),
+    (
         {"endpoints.e": SCP + "options.use_tls = true", "pipelines.p": ON_D},
         ("endpoints.e.options", "use_tls", "is true, must be accompanied by cert_path and key_path"),
     ),

@@ -12,6 +12,7 @@ from harmony.gateway.options import (
     HttpEndpointOptions,
     JmixBackendOptions,
     JmixBuilderOptions,
+    MoveDestination,
 )
 
 FRAME = """
@@ -348,8 +349,8 @@ MODALITY_MR = { ae_title = "MODALITY_MR", host = "mr.local", port = 104 }
     )
     (endpoint,) = loaded.pipelines["dicom_to_jmix"].endpoints
     assert endpoint.options.move_destinations() == {
-        "MODALITY_CT": ("MODALITY_CT", "ct.local", 104),
-        "MODALITY_MR": ("MODALITY_MR", "mr.local", 104),
+        "MODALITY_CT": MoveDestination("MODALITY_CT", "ct.local", 104),
+        "MODALITY_MR": MoveDestination("MODALITY_MR", "mr.local", 104),
     }
     assert endpoint.options.allowed_calling_ae_titles() is None
 
