@@ -395,10 +395,12 @@ class Association(asyncio.BufferedProtocol):
             exc, ssl.SSLError
         ):  # an alert may come after the handshake: TLS 1.3 checks our certificate then
             return ConnectionLost(f"the connection was lost: {describe_failure(exc)}")
+        unanswered = self.role is Role.REQUESTOR and not self._is_established and not self._secured
+        hint = "; does it expect TLS?" if unanswered else ""
         if exc:
-            return ConnectionLost(f"the connection was lost: {exc}")
-        if self.role is Role.REQUESTOR and not self._is_established and not self._secured:
-            return ConnectionLost("the peer closed the connection without an answer; does it expect TLS?")
+            return ConnectionLost(f"the connection was lost: {exc}{hint}")
+        if unanswered:
+            return ConnectionLost(f"the peer closed the connection without an answer{hint}")
         return ConnectionLost("the peer closed the connection")
 
     def pause_writing(self) -> None:
