@@ -5,7 +5,7 @@ Three ways in, from the top: `request_association` and `Acceptor` for asyncio pr
 Most programs want `harmony.dimse` instead.
 """
 
-from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier, PolicyChoice
+from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier, PolicyChoice, VerifiedIdentity
 from harmony.ul.association import Association, AssociationUser
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import (
@@ -130,6 +130,7 @@ __all__ = [
     "UserIdentityAC",
     "UserIdentityRQ",
     "UserInformation",
+    "VerifiedIdentity",
     "decode",
     "negotiate",
     "propose_contexts",

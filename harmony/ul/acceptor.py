@@ -27,7 +27,7 @@ from harmony.ul.proxied import ProxiedConnections, Trust
 from harmony.ul.tls import Handshakes, TLSContext
 from harmony.ul.upper_layer import Role, SizeLimits
 
-__all__ = ["Acceptor", "AcceptorLimits", "IdentityVerifier", "PolicyChoice"]
+__all__ = ["Acceptor", "AcceptorLimits", "IdentityVerifier", "PolicyChoice", "VerifiedIdentity"]
 
 logger = logging.getLogger("harmony.ul")
 
@@ -35,12 +35,27 @@ LISTEN_BACKLOG = 512
 """Connections the kernel keeps while the loop is busy: modalities that open one association per image come in
 bursts."""
 
-IdentityVerifier = Callable[[UserIdentityRQ | None, AssociateRQ, str], Awaitable[bytes | None]]
-"""Checks a user identity (PS3.7 §D.3.3.7): given the item 58 or None, the whole request and the peer's
-address.
 
-Returns the server response for item 59 (b"" for types 1, 2 and 5); None refuses: rejected-permanent, source
-2, reason 1.
+@dataclass(frozen=True, slots=True)
+class VerifiedIdentity:
+    """What an `IdentityVerifier` found out."""
+
+    server_response: bytes | None = b""
+    """For item 59, when the peer asked for one: b"" for types 1, 2 and 5. None: there was nothing to verify, so that
+    nothing is answered either."""
+    principal: object | None = None
+    """Who it is, in the verifier's own words: kept as `Association.principal`."""
+
+
+IdentityVerifier = Callable[
+    [UserIdentityRQ | None, AssociateRQ, Association],
+    Awaitable[bytes | VerifiedIdentity | AssociateRJ | None],
+]
+"""Checks a user identity (PS3.7 §D.3.3.7): given the item 58 or None, the whole request and the
+association that is to be, for its `peer_address` and `peer_certificate`.
+
+Bytes accept, and are the server response of a `VerifiedIdentity`. None refuses: rejected-permanent, source 2, reason
+1. An AssociateRJ refuses in its own way: rejected-transient, for one who is to come back later.
 """
 
 PolicyChoice = Callable[[AssociateRQ, Association], AcceptorPolicy | AssociateRJ]
@@ -288,17 +303,21 @@ class Acceptor:
         identity = request.user_information.user_identity_rq
         try:
             async with asyncio.timeout(self._timeouts.associate_s):
-                response = await self._verify_identity(identity, request, association.peer_address)
+                response = await self._verify_identity(identity, request, association)
         except Exception:
             logger.exception("association %d: the user identity could not be verified", association.number)
             response = None
         finally:
             del self._decisions[association]
-        if response is None:
-            self._reject(association, AssociateRJ(1, 2, 1))
+        if response is None or isinstance(response, AssociateRJ):
+            self._reject(association, response or AssociateRJ(1, 2, 1))
             return
-        wanted = identity is not None and identity.positive_response_requested
-        self._answer(association, request, UserIdentityAC(response) if wanted else None)
+        verified = response if isinstance(response, VerifiedIdentity) else VerifiedIdentity(response)
+        association.principal = verified.principal
+        answer = None
+        if identity is not None and identity.positive_response_requested:
+            answer = verified.server_response
+        self._answer(association, request, UserIdentityAC(answer) if answer is not None else None)
 
     def _answer(
         self, association: Association, request: AssociateRQ, identity_response: UserIdentityAC | None

@@ -123,6 +123,8 @@ class Association(asyncio.BufferedProtocol):
         """The same for logs and errors: 192.0.2.1:104, [2001:db8::1]:104, or "?"."""
         self._peer_certificate: Mapping[str, Any] | None = None
         self._secured = False
+        self.principal: object | None = None
+        """Acceptor: who the peer has proven to be, as the identity verifier says; it is set before `established`."""
         self.request = request
         self.error: AssociationError | None = None
         self.received_bytes = 0

@@ -199,7 +199,7 @@ async def test_called_ae_titles_have_services_of_their_own(uids):
 async def test_user_identity_reaches_the_verifier_and_its_answer_the_requestor(serving):
     seen = []
 
-    async def verify(identity, request, peer_address):
+    async def verify(identity, request, association):
         seen.append((identity.user_identity_type, identity.primary_field, identity.secondary_field))
         return b"ticket" if identity.primary_field == b"alice" else None
 

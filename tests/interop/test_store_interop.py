@@ -511,7 +511,7 @@ async def test_several_senders_of_the_same_instances_at_once(run_tool, kept, pyd
 
 
 async def test_user_identity_of_storescu(run_tool, kept, pydicom_files):
-    async def verify(identity, request, peer_address):
+    async def verify(identity, request, association):
         return b"" if (identity.primary_field, identity.secondary_field) == (b"alice", b"secret") else None
 
     sample = next(one for one in pydicom_files if one.transfer_syntax_uid == EXPLICIT)

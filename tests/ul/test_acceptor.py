@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from harmony.ul.acceptor import Acceptor, AcceptorLimits
+from harmony.ul.acceptor import Acceptor, AcceptorLimits, VerifiedIdentity
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationAborted, ConnectionLost, DeadlineExceeded
 from harmony.ul.negotiation import AcceptorPolicy, SupportedAbstractSyntax
@@ -276,9 +276,9 @@ def identity_item(wire, *, respond=True):
 async def test_an_identity_is_verified_and_answered(serve, connect, wire):
     seen = []
 
-    async def verify(identity, request, peer_address):
+    async def verify(identity, request, association):
         seen.append((identity.user_identity_type, identity.primary_field, identity.secondary_field))
-        seen.append((request.calling_ae_title, peer_address))
+        seen.append((request.calling_ae_title, association.peer_address))
         return b""
 
     service = await serve(verify_identity=verify)
@@ -291,7 +291,7 @@ async def test_an_identity_is_verified_and_answered(serve, connect, wire):
 
 @pytest.mark.parametrize("identity", [None, False])
 async def test_no_response_item_without_the_wish_for_one(serve, connect, wire, identity):
-    async def verify(identity, request, peer_address):
+    async def verify(identity, request, association):
         return b"ticket"
 
     items = b"" if identity is None else identity_item(wire, respond=False)
@@ -302,7 +302,7 @@ async def test_no_response_item_without_the_wish_for_one(serve, connect, wire, i
 
 
 async def test_a_refused_identity_is_rejected(serve, connect, wire):
-    async def refuse(identity, request, peer_address):
+    async def refuse(identity, request, association):
         return None
 
     service = await serve(verify_identity=refuse)
@@ -311,8 +311,33 @@ async def test_a_refused_identity_is_rejected(serve, connect, wire):
     assert service.acceptor.associations == frozenset()
 
 
+async def test_a_verifier_may_say_how_to_reject(serve, connect, wire):
+    async def not_now(identity, request, association):
+        return AssociateRJ(2, 2, 1)
+
+    service = await serve(verify_identity=not_now)
+    peer = await connect(service.port)
+    assert await peer.exchange(wire.associate_rq(user_items=identity_item(wire))) == wire.reject(2, 2, 1)
+    assert service.acceptor.rejections == {(2, 2, 1): 1}
+
+
+@pytest.mark.parametrize(("response", "answered"), [(b"ticket", True), (None, False)])
+async def test_the_association_keeps_who_it_is(serve, connect, wire, response, answered):
+    async def verify(identity, request, association):
+        return VerifiedIdentity(response, principal="alice")
+
+    service = await serve(verify_identity=verify)
+    peer = await connect(service.port)
+    answer = await peer.exchange(wire.associate_rq(user_items=identity_item(wire)))
+    assert answer[0] == 2
+    assert (b"ticket" in answer) is answered
+    assert (bytes.fromhex("59 00") in answer) is answered
+    (association,) = service.acceptor.associations
+    assert association.principal == "alice"
+
+
 async def test_a_verifier_that_raises_rejects(serve, connect, wire, caplog):
-    async def fail(identity, request, peer_address):
+    async def fail(identity, request, association):
         raise LookupError("no directory")
 
     service = await serve(verify_identity=fail)
@@ -323,7 +348,7 @@ async def test_a_verifier_that_raises_rejects(serve, connect, wire, caplog):
 
 
 async def test_a_verifier_that_hangs_rejects_in_time(serve, connect, wire):
-    async def hang(identity, request, peer_address):
+    async def hang(identity, request, association):
         await asyncio.Event().wait()
 
     service = await serve(verify_identity=hang, timeouts=Timeouts(associate_s=0.05))
@@ -332,7 +357,7 @@ async def test_a_verifier_that_hangs_rejects_in_time(serve, connect, wire):
 
 
 async def test_a_verifier_whose_answer_cannot_be_sent_rejects(serve, connect, wire):
-    async def overdo(identity, request, peer_address):
+    async def overdo(identity, request, association):
         return bytes(70000)
 
     service = await serve(verify_identity=overdo)
@@ -344,7 +369,7 @@ async def test_a_verifier_whose_answer_cannot_be_sent_rejects(serve, connect, wi
 async def test_the_verifier_is_cancelled_when_the_peer_goes_away(serve, connect, wire, how):
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def hang(identity, request, peer_address):
+    async def hang(identity, request, association):
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -408,7 +433,7 @@ async def test_draining_nothing_returns(serve, connect):
 
 
 async def test_close_waits_for_every_connection_in_every_phase(serve, connect, wire):
-    async def hang(identity, request, peer_address):
+    async def hang(identity, request, association):
         begun.set()
         await asyncio.Event().wait()
 
@@ -453,7 +478,7 @@ STATES = ["Sta2", "Sta2 mid-PDU", "Sta3", "Sta6", "Sta6 mid-PDU", "Sta7", "Sta8"
 async def in_state(serve, connect, wire, make_user):
     """in_state("Sta7"): the service, its association and the peer, once the association is in that state."""
 
-    async def hang(identity, request, peer_address):
+    async def hang(identity, request, association):
         await asyncio.Event().wait()
 
     releases = []
