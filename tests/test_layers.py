@@ -19,8 +19,11 @@ PACKAGE = ROOT / "harmony"
 # Lowest first; a layer may import itself and what stands before it. Nothing ranks the package's own __init__.
 LAYERS = ("ul", "dimse", "dicom", "archive", "http", "jmix", "gateway", "__main__")
 ENGINE = ("ul", "dimse")
-RENDERING = PACKAGE / "dicom" / "rendering.py"
-"""The only module that needs the extra `render`."""
+EXTRAS = {
+    PACKAGE / "dicom" / "rendering.py": "render",
+    PACKAGE / "gateway" / "json_web_token.py": "jwt",
+}
+"""The only modules that need an extra."""
 EMPTY_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -98,14 +101,14 @@ def test_engine_imports_only_the_standard_library(path: Path) -> None:
 
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extra = project["optional-dependencies"]["render"]
+    extras = project["optional-dependencies"]
     undeclared = {
         name
         for path in SOURCES
         for name, _ in imports(path)
         if (top := name.partition(".")[0]) not in sys.stdlib_module_names
         and top != "harmony"
-        and top not in declared(project["dependencies"] + (extra if path == RENDERING else []))
+        and top not in declared(project["dependencies"] + extras.get(EXTRAS.get(path), []))
     }
     assert not undeclared
 
@@ -113,8 +116,8 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
 def declared(requirements: list[str]) -> set[str]:
     """The names that the packages are imported by."""
     names = {re.split(r"[^A-Za-z0-9_-]", each)[0].replace("-", "_") for each in requirements}
-    names |= {"PIL"} if "pillow" in names else set()
-    return names | ({"re2"} if "google_re2" in names else set())
+    imported = {"pillow": {"PIL"}, "pyjwt": {"jwt", "cryptography"}, "google_re2": {"re2"}}
+    return names.union(*(imported.get(name, set()) for name in names))
 
 
 def test_importing_the_engine_loads_only_the_standard_library() -> None:
