@@ -302,6 +302,7 @@ _REQUESTS = "requests"
 
 def _parts(assembly: Assembly) -> Iterator[_Part]:
     """What an assembly consists of, in the order of the start."""
+    yield _Part(assembly.authentications, "", _nothing, assembly.authentications.stop)
     for path, store in assembly.envelope_stores.items():
         opened = _opening(store)
         yield _Part(store, f"the envelope store {path}", opened, _closing(store))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harmony.gateway.addresses import clean_path, overlap
+from harmony.gateway.authentication_checks import NOT_AVAILABLE, unusable_at, unusable_towards
 from harmony.gateway.config import Endpoint, Listener, LoadedConfig, Pipeline, Problem
 from harmony.gateway.options import (
     SUPPORTED,
@@ -40,8 +41,6 @@ HTTP_ONLY_MIDDLEWARE = frozenset({"basic_auth", "jwt_auth", "path_filter"})
 BEHIND_HTTP = frozenset({"dicom_scu", "echo", "http"})
 """Backends of an http endpoint."""
 ONLY_BEHIND_HTTP = frozenset({"echo", "http"})
-USABLE_AUTHENTICATION = frozenset({"none", "basic", "bearer", "api_key", "mutual_tls"})
-NOT_AVAILABLE = "is not available in this version"
 
 
 def conflicts(config: LoadedConfig) -> Iterator[Problem]:
@@ -56,6 +55,8 @@ def conflicts(config: LoadedConfig) -> Iterator[Problem]:
                         f"lists {show(middleware.name)} ({middleware.type}), which needs HTTP requests; "
                         f"the DICOM endpoint {show(endpoint.name)} has none and would refuse everything"
                     )
+                    if middleware.type != "path_filter":
+                        message += "; its own key authentication asks for a user identity"
                     yield pipeline.origin.problem("middleware", message)
         yield from _rules_about_nothing(pipeline)
 
@@ -169,16 +170,16 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
             if (Role.ENDPOINT, endpoint.service) not in SUPPORTED:
                 message = f"is {show(endpoint.service)}, which {NOT_AVAILABLE}"
                 found.append(endpoint.origin.problem("service", message))
-            if endpoint.authentication is not None:
-                message = f"is {show(endpoint.authentication.id)}; it {NOT_AVAILABLE} for endpoints"
-                found.append(endpoint.origin.problem("authentication", message))
+            dicom = endpoint.service == "dicom_scp"
+            if why := unusable_at(endpoint.authentication, endpoint.listeners, dicom=dicom):
+                found.append(endpoint.origin.problem("authentication", why))
         for backend in pipeline.backends:
             if (Role.BACKEND, backend.service) not in SUPPORTED:
                 message = f"is {show(backend.service)}, which {NOT_AVAILABLE}"
                 found.append(backend.origin.problem("service", message))
             used = backend.authentication
-            if used is not None and used.method not in USABLE_AUTHENTICATION:
-                found.append(used.origin.problem("method", f"is {show(used.method)}, which {NOT_AVAILABLE}"))
+            if used is not None and (why := unusable_towards(used, backend.service)):
+                found.append(used.origin.problem("method", why))
         for middleware in pipeline.middleware:
             options = middleware.options
             if middleware.type == "dicomweb_bridge" and "dicomweb" not in _services(pipeline):
@@ -192,6 +193,11 @@ def unsupported(config: LoadedConfig) -> list[Problem]:
                 named = middleware.origin.table.startswith("middleware")
                 message = f"is {show(middleware.type)}, which {NOT_AVAILABLE}"
                 found.append(middleware.origin.problem("type" if named else "middleware", message))
+    management = config.management
+    if management.enabled and management.network is not None:
+        http = config.networks[management.network].http
+        if why := unusable_at(management.authentication, [http] if http is not None else []):
+            found.append(management.origin.problem("authentication", why))
     return list(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import harmony
-from harmony.gateway import checks
+from harmony.gateway import checks, password_command
 from harmony.gateway.config import LOG_LEVELS, ConfigError, Endpoint, LoadedConfig, Pipeline
 from harmony.gateway.default_config import DEFAULT_CONFIG
 from harmony.gateway.loading import load
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--retry belongs to the outbox command")
     if (arguments.command == "index") != (arguments.action == "rebuild"):
         parser.error("index is followed by rebuild, and only index is")
+    if arguments.command == "hash-password":
+        return password_command.run()
     if arguments.print_default:
         sys.stdout.write(DEFAULT_CONFIG)
         return 0
@@ -75,9 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["start", "outbox", "index"],
+        choices=["start", "outbox", "index", "hash-password"],
         help="start, which is what happens anyway; outbox: list the envelopes that are not delivered yet; "
-        "index rebuild: make the index of the archive again from its files",
+        "index rebuild: make the index of the archive again from its files; "
+        "hash-password: print a password, read from standard input, as configurations may hold it",
     )
     parser.add_argument("action", nargs="?", choices=["rebuild"], help=argparse.SUPPRESS)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="main configuration file (.toml)")

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from harmony.gateway import sections
+from harmony.gateway import providers, sections
 from harmony.gateway.addresses import (
     NO_PARTS,
     AddressError,
@@ -42,7 +42,6 @@ from harmony.gateway.options import (
     DicomScuOptions,
     HttpBackendOptions,
     JmixBackendOptions,
-    JwtAuthOptions,
     Kind,
     ManagementOptions,
     PoliciesOptions,
@@ -139,7 +138,7 @@ class Components:
         options = self._options(kind, {}, place)
         if options is None:
             return None
-        self._check_middleware(options, place, None)
+        self._check_middleware(kind.name, options, place=place, authentication=None)
         rules = self._rules(options, place)
         return Part(name, kind, options=options, place=place, options_place=place, given={}, rules=rules)
 
@@ -164,14 +163,27 @@ class Components:
                 wanted = {"token": options.token}
             case "api_key":
                 wanted = {"api_key": options.api_key}
-            case "basic":
+            case "basic" if options.users_path is None or options.username or options.password:
                 wanted = {"username": options.username, "password": options.password}
+        missing = False
         for key, value in wanted.items():
             # An empty value is what an unset environment variable leaves behind.
             if value in (None, "", Secret("")):
                 came = "is missing" if value is None else "is empty"
                 self.report.error(place, key, f"{came}, must be set for method {show(table.method)}")
+                missing = True
+        if not missing:
+            self._check_provider(table.method, options, place)
         return Authentication(table.id or name, table.method, options=options, origin=entry.place.origin())
+
+    def _check_provider(self, method: str, options: AuthenticationOptions, place: Place) -> None:
+        try:
+            providers.check(method, options)
+        except providers.Unusable as error:
+            if error.key:
+                self.report.error(place, error.key, str(error))
+            else:
+                self.report.add(place.origin().problem("", str(error)))
 
     def _with_credentials(
         self, options: AuthenticationOptions, path: Path, place: Place
@@ -194,7 +206,7 @@ class Components:
                 self.report.error(place, "credentials_path", f'is "{path}", which must hold user:password')
         return msgspec.structs.replace(options, username=username, password=password)
 
-    def _authentication(self, ref: str | None, place: Place, key: str) -> Authentication | None:
+    def authentication(self, ref: str | None, place: Place, key: str) -> Authentication | None:
         if ref is None:
             return None
         name = ref.removeprefix("authentications.")
@@ -209,7 +221,7 @@ class Components:
         table = read_table(sections.PeerTable, entry.value, entry.place, self.report)
         if table is None:
             return None
-        authentication = self._authentication(table.authentication, entry.place, "authentication")
+        authentication = self.authentication(table.authentication, entry.place, "authentication")
         if not (table.connection.host or table.url):
             given = entry.value.get("connection") if isinstance(entry.value, dict) else None
             if not (isinstance(given, dict) and "host" in given):  # a wrong one has been reported
@@ -300,7 +312,7 @@ class Components:
                 self._connection(table.connection, entry.place)
             )
         peer, _ = self._reference(table.peer_ref, "peers", entry.place, "peer_ref")
-        authentication = self._authentication(table.authentication, entry.place, "authentication")
+        authentication = self.authentication(table.authentication, entry.place, "authentication")
         return Part(
             name,
             kind,
@@ -375,9 +387,9 @@ class Components:
         ref = table.target_ref or (table.targets[0] if table.targets else None)
         named, authentication = self._reference(ref, "targets", entry.place, key)
         if isinstance(options, HttpBackendOptions | JmixBackendOptions) and options.authentication_ref:
-            authentication = self._authentication(options.authentication_ref, place, "authentication_ref")
+            authentication = self.authentication(options.authentication_ref, place, "authentication_ref")
         elif table.authentication:
-            authentication = self._authentication(table.authentication, entry.place, "authentication")
+            authentication = self.authentication(table.authentication, entry.place, "authentication")
         target = None
         if kind.name in NEEDS_TARGET:
             own = Parts(timeout_s=table.timeout_secs, max_retries=table.max_retries)
@@ -474,8 +486,8 @@ class Components:
         options = self._options(kind, given, place) if kind is not None else None
         if kind is None or options is None:
             return None
-        authentication = self._authentication(table.authentication, entry.place, "authentication")
-        self._check_middleware(options, place, authentication)
+        authentication = self.authentication(table.authentication, entry.place, "authentication")
+        self._check_middleware(kind.name, options, place=place, authentication=authentication)
         return Part(
             name,
             kind,
@@ -490,21 +502,49 @@ class Components:
     def _rules(self, options: Table, place: Place) -> tuple[Rule, ...]:
         return self.policies.rules_of(options, place) if isinstance(options, PoliciesOptions) else ()
 
-    def _check_middleware(self, options: Table, place: Place, authentication: Authentication | None) -> None:
+    def _check_middleware(
+        self, kind: str, options: Table, *, place: Place, authentication: Authentication | None
+    ) -> None:
         match options:
             case TransformOptions(fail_on_error=False):
                 message = "is false, and transforms are not available: the middleware does nothing"
                 self.report.warning(place, "fail_on_error", message)
-            case BasicAuthOptions() if authentication is None:
-                for key, value in (("username", options.username), ("password", options.password)):
-                    if value is None:
-                        message = "is missing, must be set when the middleware names no authentication"
-                        self.report.error(place, key, message)
-            case JwtAuthOptions() if authentication is None:
-                key = "hs256_secret" if options.use_hs256 else "public_key_path"
-                if (options.hs256_secret if options.use_hs256 else options.public_key_path) is None:
-                    message = "is missing, must be set when the middleware names no authentication"
+        method = providers.MIDDLEWARE_METHODS.get(kind)
+        if authentication is not None:
+            self._check_reference(authentication, method, place)
+        elif method == "basic":
+            self._check_basic(options, place)
+        elif method is not None:
+            self._check_provider(method, providers.options_of_middleware(options), place)
+
+    def _check_basic(self, options: Table, place: Place) -> None:
+        assert isinstance(options, BasicAuthOptions)
+        complete = True
+        if options.users_path is None or options.username or options.password:
+            for key, value in (("username", options.username), ("password", options.password)):
+                if value in (None, "", Secret("")):
+                    came = "is missing" if value is None else "is empty"
+                    message = f"{came}, must be set when the middleware names no authentication"
                     self.report.error(place, key, message)
+                    complete = False
+        if complete:
+            self._check_provider("basic", providers.options_of_middleware(options), place)
+
+    def _check_reference(self, authentication: Authentication, method: str | None, place: Place) -> None:
+        """A middleware that checks nobody must not look as if it did."""
+        if place.path[-1] == "options":
+            place = Place(place.document, place.path[:-1])
+        named = f"is {show(authentication.id)}"
+        if method is None:
+            wanted = " and ".join(providers.MIDDLEWARE_METHODS)
+            self.report.error(
+                place, "authentication", f"{named}, must be left out: only {wanted} check anybody"
+            )
+        elif authentication.method != method:
+            message = (
+                f"{named}, a table of method {show(authentication.method)}, must be one of {show(method)}"
+            )
+            self.report.error(place, "authentication", message)
 
 
 def options_of(entry: Entry) -> Mapping[str, object]:

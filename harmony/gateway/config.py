@@ -303,6 +303,7 @@ class Management:
     """With a leading, without a trailing slash."""
     network: str | None
     origin: Origin = field(repr=False, compare=False)
+    authentication: Authentication | None = None
 
 
 LOG_LEVELS: Mapping[str, int] = {
@@ -342,6 +343,8 @@ class LoadedConfig:
     warnings: tuple[Problem, ...]
     sources: tuple[Path, ...]
     """The files read, main file first; empty for the embedded default."""
+    keep_keys_s: float = 24 * 3600.0
+    """For how long the public keys of token issuers are kept."""
 
     def http_networks(self) -> tuple[Network, ...]:
         """The networks whose HTTP listener must be opened: an HTTP endpoint or the management API is on them."""

@@ -1,12 +1,13 @@
-"""How a backend proves who it is to an upstream over HTTP: from `[authentications.<name>]` to a header."""
+"""How a backend proves who it is: from `[authentications.<name>]` to a header or a user identity (PS3.7 §D.3.3.7)."""
 
 from __future__ import annotations
 
 from harmony.gateway.config import Authentication as ConfiguredAuthentication
 from harmony.gateway.options import AuthenticationOptions
 from harmony.http.client import Authentication
+from harmony.ul.items import UserIdentityRQ
 
-__all__ = ["authentication_towards_upstream"]
+__all__ = ["authentication_towards_upstream", "user_identity_towards"]
 
 
 def authentication_towards_upstream(configured: ConfiguredAuthentication | None) -> Authentication | None:
@@ -29,3 +30,22 @@ def authentication_towards_upstream(configured: ConfiguredAuthentication | None)
             raise ValueError(
                 f"authentication {configured.id}: method {method} cannot be used towards an upstream"
             )
+
+
+def user_identity_towards(configured: ConfiguredAuthentication | None) -> UserIdentityRQ | None:
+    """For a PACS: a user name with its passcode (type 2), or a token that somebody has issued for us (type 5).
+
+    No response is asked for: a PACS that does not know the item disregards it, and is as good as before.
+    Raises ValueError, without any secret, for what cannot be used.
+    """
+    if configured is None or configured.method == "none":
+        return None
+    options = configured.options
+    assert isinstance(options, AuthenticationOptions)
+    match configured.method:
+        case "basic" if options.username is not None and options.password is not None:
+            return UserIdentityRQ(2, options.username.encode(), options.password.reveal().encode())
+        case "bearer" if options.token is not None:
+            return UserIdentityRQ(5, options.token.reveal().encode())
+        case method:
+            raise ValueError(f"authentication {configured.id}: method {method} cannot be used towards a PACS")

@@ -1,7 +1,8 @@
 """The `dicom_scp` endpoint: a DICOM listener in front of a Backend (its options: docs/CONFIGURATION.md).
 
 One `DicomListener` per address; endpoints that share an address are told apart by the called AE title. C-ECHO is
-answered here, everything else by the endpoint's backend. A disabled operation is not accepted in negotiation.
+answered here, everything else by the endpoint's backend. A disabled operation is not accepted in negotiation. Callers
+of an endpoint with an `authentication` prove who they are (`dicom_authentication`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from harmony.dimse.move_receiver import OpenSink
 from harmony.dimse.observer import Observer
 from harmony.dimse.scp import Server, Services
+from harmony.gateway.authentication import Gate
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
+from harmony.gateway.dicom_authentication import IdentityCheck
 from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.options import DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
@@ -41,6 +44,8 @@ class DicomSCP:
     observer: Observer | None = None
     moves: StoreReceivers | None = None
     """Whose retrieves get what they wait for, before it is the backend's."""
+    gate: Gate | None = None
+    """Where callers prove who they are; None: they need not."""
     policies: tuple[DimsePolicies, ...] = ()
     """All of them must agree."""
     certificates: Certificates = field(default_factory=Certificates)
@@ -124,9 +129,17 @@ class DicomListener:
                 maximum_associations=options.max_associations,
                 maximum_connections=4 * options.max_associations,
             ),
+            verify_identity=IdentityCheck(self._gate_of) if any(scp.gate for scp in self.scps) else None,
         )
         for scp in self.scps:
             self.server.add(scp.services(), scp.policy(), admit=scp.admit if scp.policies else None)
+
+    def _gate_of(self, request: AssociateRQ) -> tuple[str, Gate | None]:
+        """Of the endpoint that answers to the called AE title. A title that nobody has is refused in negotiation."""
+        titles = {title: scp for scp in self.scps for title in scp.policy().ae_titles}
+        any_title = next((scp for scp in self.scps if scp.options.accept_any_called_ae), None)
+        scp = titles.get(request.called_ae_title, any_title)
+        return (scp.endpoint.name, scp.gate) if scp is not None else ("", None)
 
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""

@@ -46,6 +46,7 @@ from harmony.gateway import config, identifiers, storage_contexts
 from harmony.gateway.arrivals import Arrivals
 from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.config import ListenerTLS
+from harmony.gateway.credentials import user_identity_towards
 from harmony.gateway.instance_headers import headers_of
 from harmony.gateway.options import DicomScuOptions
 from harmony.gateway.retrieval import Progress, arriving
@@ -118,6 +119,7 @@ class DicomSCU:
             calling_ae_title=options.local_aet,
             ssl_context=context,
             server_hostname=target.tls_server_name,
+            user_identity=user_identity_towards(configured.authentication),
             maximum_length=options.max_pdu,
             timeouts=Timeouts(
                 connect_s=options.connect_timeout_secs,

@@ -12,6 +12,7 @@ import base64
 from typing import Final
 
 from harmony.gateway.config import Endpoint
+from harmony.gateway.http_authentication import without_credentials
 from harmony.gateway.http_backend import METHODS
 from harmony.gateway.http_middleware import PASSED_LEFT, PASSED_RIGHT
 from harmony.gateway.options import PrefixOptions
@@ -40,10 +41,11 @@ class Echo:
 
     async def answer(self, request: Request) -> Response:
         body = await request.body.read(self._max_body_bytes)
+        headers = request.headers.without(*without_credentials(request))
         content: dict[str, object] = {
             "path": request.path_parameters["rest"],
             "full_path": request.path,
-            "headers": {name.lower(): request.headers.get(name) for name, _ in request.headers},
+            "headers": {name.lower(): headers.get(name) for name, _ in headers},
         }
         try:
             content["original_data"] = body.decode("utf-8")

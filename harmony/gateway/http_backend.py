@@ -23,6 +23,7 @@ from typing import Final, cast
 from harmony.gateway.addresses import clean_path
 from harmony.gateway.config import Backend, Endpoint
 from harmony.gateway.forwarded import PEER
+from harmony.gateway.http_authentication import without_credentials
 from harmony.gateway.http_upstream import upstream_client
 from harmony.gateway.options import HttpBackendOptions, HttpEndpointOptions
 from harmony.gateway.tls import Certificates
@@ -51,7 +52,7 @@ HOP_BY_HOP: Final = (
     "Transfer-Encoding",
     "Upgrade",
 )
-"""RFC 9110 §7.6.1; what Connection names is added to them."""
+"""RFC 9110 §7.6.1; what Connection names is added to them, and what this gateway has asked for (credentials)."""
 
 VIA: Final = "1.1 harmony"
 
@@ -117,7 +118,7 @@ class HttpUpstream:
         await self._client.aclose()
 
     def _request_headers(self, request: Request, prefix: str) -> Headers:
-        headers = _end_to_end(request.headers)
+        headers = _end_to_end(request.headers).without(*without_credentials(request))
         forwarded_for = headers.get("X-Forwarded-For")
         host, _ = cast(tuple[str, int], request.state.get(PEER, request.client))  # only `trace` sets it
         headers = headers.set("X-Forwarded-For", f"{forwarded_for}, {host}" if forwarded_for else host)

@@ -4,24 +4,37 @@ A `GuardedRouter` stands between an endpoint and the router of a network: every 
 reached through the pipeline's middleware, in the order in which it is listed. A middleware calls `proceed` or answers
 itself; what it lets pass streams as if it were not there.
 
-Here: `passthru`, which leaves a mark for `echo`, and `path_filter`; `policies` is in `http_policies`. A middleware type
-without an entry in `_MAKERS` does nothing to HTTP requests.
+Here: `passthru`, which leaves a mark for `echo`, and `path_filter`; `policies` is in `http_policies`, `basic_auth`,
+`jwt_auth` and the `authentication` of an endpoint, which comes before all middleware, in `http_authentication`. A
+middleware type that is neither of these nor in `_MAKERS` does nothing to HTTP requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeGuard
 
-from harmony.gateway.config import ConfigError, Endpoint, Middleware, Pipeline
+from harmony.gateway.authentication import Authentications
+from harmony.gateway.config import Authentication, ConfigError, Endpoint, Middleware, Pipeline
+from harmony.gateway.http_authentication import RequireAuthentication
 from harmony.gateway.http_policies import HttpPolicies
-from harmony.gateway.options import PathFilterOptions, PrefixOptions
+from harmony.gateway.options import DicomwebOptions, PathFilterOptions, PrefixOptions
 from harmony.gateway.path_pattern import PathPattern, is_plain, path_below
+from harmony.gateway.providers import of_middleware
 from harmony.gateway.rules import Rulebook
 from harmony.http import Handler, Request, Response, Route, Router
+from harmony.http.cross_origin import CrossOrigin
 
-__all__ = ["PASSED_LEFT", "PASSED_RIGHT", "GuardedRouter", "HttpMiddleware", "PathFilter", "http_middleware"]
+__all__ = [
+    "PASSED_LEFT",
+    "PASSED_RIGHT",
+    "GuardedRouter",
+    "HttpMiddleware",
+    "PathFilter",
+    "checks_anybody",
+    "http_middleware",
+]
 
 PASSED_LEFT: Final = "mw_left"
 PASSED_RIGHT: Final = "mw_right"
@@ -63,7 +76,11 @@ def _behind(middleware: HttpMiddleware, handler: Handler) -> Handler:
 
 
 def http_middleware(
-    pipeline: Pipeline, endpoint: Endpoint, *, rulebook: Rulebook | None = None
+    pipeline: Pipeline,
+    endpoint: Endpoint,
+    *,
+    authentications: Authentications,
+    rulebook: Rulebook | None = None,
 ) -> list[HttpMiddleware]:
     """What stands in front of an endpoint. Raises ConfigError for options that have no meaning.
 
@@ -73,13 +90,30 @@ def http_middleware(
     options = endpoint.options
     prefix = options.path_prefix if isinstance(options, PrefixOptions) else ""
     found: list[HttpMiddleware] = []
+    if checks_anybody(endpoint.authentication):
+        found.append(_authentication(endpoint.authentication, endpoint, authentications))
     for each in pipeline.middleware:
         if each.type == "policies":
             found.append(HttpPolicies.of(each, rulebook or Rulebook(), prefix=prefix))
+        asked = of_middleware(each)
+        if checks_anybody(asked):
+            found.append(_authentication(asked, endpoint, authentications))
         maker = _MAKERS.get(each.type)
         if maker is not None:
             found.append(maker(each, pipeline, prefix))
     return found
+
+
+def checks_anybody(asked: Authentication | None) -> TypeGuard[Authentication]:
+    return asked is not None and asked.method != "none"
+
+
+def _authentication(
+    asked: Authentication, endpoint: Endpoint, authentications: Authentications
+) -> RequireAuthentication:
+    options = endpoint.options
+    readers = CrossOrigin(options.allow_origins) if isinstance(options, DicomwebOptions) else None
+    return RequireAuthentication(authentications.gate(asked), endpoint.name, cross_origin=readers)
 
 
 @dataclass(frozen=True, slots=True)

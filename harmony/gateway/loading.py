@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from harmony.gateway import checks, sections
+from harmony.gateway import authentication_checks, checks, sections
 from harmony.gateway.addresses import DEFAULT_DICOM_PORT, clean_path
 from harmony.gateway.components import Components, server_tls
 from harmony.gateway.config import (
@@ -75,6 +75,7 @@ def resolve(documents: Sequence[Document], *, env: Mapping[str, str], report: Re
     management = _management(merged, networks, report)
     _check_what_is_not_wired(merged, report)
     components = Components(merged, report, storage_path=storage_path)
+    management = _authenticated(management, merged, components)
     wiring = Wiring(merged, report, components=components, networks=networks, management=management)
     config = LoadedConfig(
         proxy_id=proxy.id or proxy.name or "",
@@ -87,10 +88,11 @@ def resolve(documents: Sequence[Document], *, env: Mapping[str, str], report: Re
         management=management,
         warnings=(),
         sources=tuple(document.path for document in documents if document.path is not None),
+        keep_keys_s=proxy.jwks_cache_duration_hours * 3600.0,
     )
     if not config.pipelines and not merged.named["pipelines"]:
         report.error(merged.main, "pipelines", "is missing; without a pipeline there is nothing to run")
-    for problem in checks.conflicts(config):
+    for problem in (*checks.conflicts(config), *authentication_checks.weaknesses(config)):
         report.add(problem)
     if report.failed:
         raise ConfigError(report.problems)
@@ -194,6 +196,13 @@ def _management(merged: Merged, networks: Mapping[str, Network], report: Report)
     return Management(
         table.enabled, clean_path(table.base_path) or "/", network=table.network, origin=place.origin()
     )
+
+
+def _authenticated(management: Management, merged: Merged, components: Components) -> Management:
+    """With the table that it names, once those have been read."""
+    table, place = _single(merged, "management", sections.ManagementTable, Report())
+    found = components.authentication(table.authentication, place, "authentication")
+    return replace(management, authentication=found)
 
 
 def _check_what_is_not_wired(merged: Merged, report: Report) -> None:

@@ -8,8 +8,9 @@ metrics").
     GET  /health                 200 while objects are taken and served, else 503 and why
     GET  /metrics                for Prometheus
 
-`[management]` puts it on a network, and so does an endpoint with `service = "management"`. There is no authentication:
-who reaches the network may ask. No answer holds patient data, credentials or places in the file system.
+`[management]` puts it on a network, and so does an endpoint with `service = "management"`. Without an `authentication`
+who reaches the network may ask; with one /health is left open. No answer holds patient data, credentials or places in
+the file system.
 
 One `Management` belongs to a gateway. `pipelines` tells it what there is to watch, `app` which phase it is in.
 """
@@ -27,8 +28,11 @@ from enum import Enum
 from harmony import __version__
 from harmony.archive.indexing import ArchiveIndex
 from harmony.dimse.observer import Observer
-from harmony.gateway.config import Backend, ConfigError, Endpoint, LoadedConfig, Origin
+from harmony.gateway.authentication import Authentications
+from harmony.gateway.config import Authentication, Backend, ConfigError, Endpoint, LoadedConfig, Origin
 from harmony.gateway.errors import StartError
+from harmony.gateway.http_authentication import RequireAuthentication
+from harmony.gateway.http_middleware import GuardedRouter, checks_anybody
 from harmony.gateway.jmix_builder import JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.metric_sources import archive_source, envelope_source, outbox_source, storage_source
@@ -80,12 +84,20 @@ class _Place:
     origin: Origin
     key: str
     """That a route conflict is about."""
+    authentication: Authentication | None
 
 
 def _places(config: LoadedConfig) -> Iterator[_Place]:
     management = config.management
     if management.enabled and management.network is not None:
-        yield _Place(management.network, management.base_path, NAME, management.origin, "base_path")
+        yield _Place(
+            management.network,
+            management.base_path,
+            NAME,
+            management.origin,
+            "base_path",
+            management.authentication,
+        )
     for pipeline in config.pipelines.values():
         for endpoint in pipeline.endpoints:
             if isinstance(endpoint.options, ManagementOptions):
@@ -96,6 +108,7 @@ def _places(config: LoadedConfig) -> Iterator[_Place]:
                         endpoint.name,
                         endpoint.origin,
                         "options.base_path",
+                        endpoint.authentication,
                     )
 
 
@@ -164,7 +177,7 @@ class Management:
         """An endpoint makes envelopes of what is there."""
         self.watched.sources.append(envelope_source(pipeline, component, lambda: studies.built_count))
 
-    def add_routes(self, routers: dict[str, Router]) -> None:
+    def add_routes(self, routers: dict[str, Router], authentications: Authentications) -> None:
         """Add the API to the routers of its networks, after all others. Raises ConfigError where a route is taken."""
         self._routers = routers
         at_root: set[str] = set()
@@ -172,22 +185,28 @@ class Management:
             router = routers.setdefault(place.network, Router())
             base = normalize_prefix(place.base_path).rstrip("/")
             try:
-                self._add(router, base, place.name, with_root=place.network not in at_root)
+                guarded = router
+                if checks_anybody(place.authentication):
+                    gate = authentications.gate(place.authentication)
+                    guarded = GuardedRouter(router, [RequireAuthentication(gate, place.name)])
+                self._add(guarded, base, place.name)
+                if place.network not in at_root:
+                    self._add_root(guarded, router, place.name)
             except RouteConflict as error:
                 raise ConfigError([place.origin.problem(place.key, f"cannot be served: {error}")]) from error
             at_root.add(place.network)
 
-    def _add(self, router: Router, base: str, name: str, *, with_root: bool) -> None:
+    def _add(self, router: Router, base: str, name: str) -> None:
         router.add("GET", base + "/info", self.info, name=name, description="version and uptime")
         router.add("GET", base + "/pipelines", self.pipelines, name=name, description="configured pipelines")
         router.add("GET", base + "/routes", self.routes, name=name, description="HTTP routes")
         router.add("POST", base + "/reload", self.load_again, name=name, description="load the configuration")
-        if with_root:
-            router.add(
-                "POST", "/api/reload", self.load_again, name=name, description="load the configuration"
-            )
-            router.add("GET", "/health", self.health, name=name, description="readiness")
-            router.add("GET", "/metrics", self.scrape, name=name, description="metrics for Prometheus")
+
+    def _add_root(self, guarded: Router, router: Router, name: str) -> None:
+        """Load balancers, who ask for /health, have no credentials."""
+        guarded.add("POST", "/api/reload", self.load_again, name=name, description="load the configuration")
+        router.add("GET", "/health", self.health, name=name, description="readiness")
+        guarded.add("GET", "/metrics", self.scrape, name=name, description="metrics for Prometheus")
 
     # Answers -----
 

@@ -341,14 +341,22 @@ class PoliciesOptions(Table, frozen=True):
     evaluation: Literal["per_type", "any"] = "per_type"
 
 
+Failures = Annotated[int, Meta(ge=0, le=1_000_000)]
+Claims = tuple[str, ...] | dict[str, Any]
+
+
 class AuthenticationOptions(Table, frozen=True):
-    """`[authentications.<name>.options]`, and what the two authentication middlewares have in common with it."""
+    """`[authentications.<name>.options]`; the two authentication middlewares have some of them."""
 
     aliases: ClassVar[Mapping[str, str]] = {"leeway_seconds": "leeway_secs"}
 
     username: str | None = None
     password: Secret | None = None
     credentials_path: Path | None = None
+    users_path: Path | None = None
+    """Users with their hashed passwords, one on each line (`harmony.gateway.passwords`)."""
+    accept_username_only: bool = False
+    """In associations, whose user identity may come without a passcode (PS3.15 B.4)."""
     token: Secret | None = None
     api_key: Secret | None = None
     header_name: Annotated[
@@ -356,17 +364,22 @@ class AuthenticationOptions(Table, frozen=True):
     ] = "X-API-Key"
     cert_path: Path | None = None
     key_path: Path | None = None
+    allowed_subjects: tuple[str, ...] = ()
     issuer: str | None = None
     audience: str | tuple[str, ...] | None = None
     trusted_issuers: tuple[str, ...] = ()
     jwks_uri: str | None = None
+    ca_cert_path: Path | None = None
     algorithms: tuple[str, ...] = ()
-    required_claims: tuple[str, ...] | dict[str, Any] = ()
+    required_claims: Claims = ()
     public_key_path: Path | None = None
     use_hs256: bool = False
     hs256_secret: Secret | None = None
     validate_expiry: bool = True
     leeway_secs: Annotated[int, Meta(ge=0, le=300)] = 0
+    max_failures: Failures = 10
+    """Within five minutes; 0: without end."""
+    lockout_secs: Seconds = 300.0
 
 
 class BasicAuthOptions(Table, frozen=True):
@@ -374,16 +387,24 @@ class BasicAuthOptions(Table, frozen=True):
 
     username: str | None = None
     password: Secret | None = None
+    users_path: Path | None = None
+    max_failures: Failures = 10
+    lockout_secs: Seconds = 300.0
 
 
 class JwtAuthOptions(Table, frozen=True):
     aliases: ClassVar[Mapping[str, str]] = {"leeway_seconds": "leeway_secs"}
 
     public_key_path: Path | None = None
+    jwks_uri: str | None = None
+    ca_cert_path: Path | None = None
     use_hs256: bool = False
     hs256_secret: Secret | None = None
+    algorithms: tuple[str, ...] = ()
     issuer: str | None = None
-    audience: str | None = None
+    trusted_issuers: tuple[str, ...] = ()
+    audience: str | tuple[str, ...] | None = None
+    required_claims: Claims = ()
     validate_expiry: bool = True
     leeway_secs: Annotated[int, Meta(ge=0, le=300)] = 0
 
@@ -466,9 +487,11 @@ SUPPORTED = frozenset(
         (Role.BACKEND, "http"),
         (Role.BACKEND, "jmix_backend"),
         (Role.BACKEND, "storage"),
+        (Role.MIDDLEWARE, "basic_auth"),
         (Role.MIDDLEWARE, "dicom_to_dicomweb"),
         (Role.MIDDLEWARE, "dicomweb_bridge"),
         (Role.MIDDLEWARE, "jmix_builder"),
+        (Role.MIDDLEWARE, "jwt_auth"),
         (Role.MIDDLEWARE, "passthru"),
         (Role.MIDDLEWARE, "path_filter"),
         (Role.MIDDLEWARE, "policies"),

@@ -23,6 +23,7 @@ from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
 from harmony.dimse.observer import Observer
 from harmony.gateway import config
+from harmony.gateway.authentication import Authentications, Gate
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Origin, Pipeline
 from harmony.gateway.dicom_scp import DicomListener, DicomSCP
@@ -34,7 +35,7 @@ from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.echo import Echo
 from harmony.gateway.envelope_builder import EnvelopeBuilder
 from harmony.gateway.http_backend import HttpForward, HttpUpstream
-from harmony.gateway.http_middleware import GuardedRouter, http_middleware
+from harmony.gateway.http_middleware import GuardedRouter, checks_anybody, http_middleware
 from harmony.gateway.jmix import JmixEndpoint
 from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
@@ -102,6 +103,8 @@ class Assembly:
     """By network name."""
     http: list[tuple[str, Listener]] = field(default_factory=list)
     """Network name and address of each HTTP listener."""
+    authentications: Authentications = field(default_factory=Authentications)
+    """Who may ask."""
     management: Management | None = None
     """None: nobody can ask, so nothing is counted."""
     receivers: StoreReceivers = field(default_factory=StoreReceivers)
@@ -128,6 +131,9 @@ class _Assembler:
         self.previous = previous if previous is not None else Assembly()
         management = Management(loaded, self.previous.management) if serves_management(loaded) else None
         self.assembly = Assembly(
+            authentications=Authentications(
+                keep_keys_s=loaded.keep_keys_s, previous=self.previous.authentications
+            ),
             management=management,
             receivers=self.previous.receivers,
             certificates=self.previous.certificates,
@@ -168,7 +174,7 @@ class _Assembler:
         if self.assembly.management is not None:
             source = certificate_source(self.assembly.certificates)
             self.assembly.management.watched.sources.append(source)
-            self.assembly.management.add_routes(self.assembly.routers)
+            self.assembly.management.add_routes(self.assembly.routers, self.assembly.authentications)
         for network in self.config.http_networks():
             if network.http is not None:
                 self.assembly.http.append((network.name, network.http))
@@ -220,6 +226,7 @@ class _Assembler:
                             endpoint,
                             backend,
                             self._observer(endpoint),
+                            gate=self._gate(endpoint),
                             policies=self._dimse_policies(pipeline),
                             certificates=self.assembly.certificates,
                         )
@@ -255,6 +262,10 @@ class _Assembler:
         """ae_titles: none for any. Several may share a port; their titles add up."""
         known = self.assembly.provided.setdefault(port, ae_titles)
         self.assembly.provided[port] = known | ae_titles if known and ae_titles else frozenset()
+
+    def _gate(self, endpoint: Endpoint) -> Gate | None:
+        asked = endpoint.authentication
+        return self.assembly.authentications.gate(asked) if checks_anybody(asked) else None
 
     def _observer(self, table: Endpoint | config.Backend) -> Observer | None:
         management = self.assembly.management
@@ -454,7 +465,9 @@ class _Assembler:
         return self._upstreams[configured.name]
 
     def _add_routes(self, pipeline: Pipeline, endpoint: Endpoint, served: _Served) -> None:
-        middleware = http_middleware(pipeline, endpoint, rulebook=self._rulebook)
+        middleware = http_middleware(
+            pipeline, endpoint, authentications=self.assembly.authentications, rulebook=self._rulebook
+        )
         for network in endpoint.networks:
             router = self.assembly.routers.setdefault(network, Router())
             try:

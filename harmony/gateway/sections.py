@@ -34,7 +34,7 @@ class ContentLimits(Table, frozen=True):
 
 class ProxyTable(Table, frozen=True):
     ignored: ClassVar[frozenset[str]] = frozenset(
-        {"transforms_path", "primary_provider", "jwks_cache_duration_hours", "store_dir", "mesh_path"}
+        {"transforms_path", "primary_provider", "store_dir", "mesh_path"}
     )
 
     id: Name | None = None
@@ -42,6 +42,7 @@ class ProxyTable(Table, frozen=True):
     log_level: LogLevel | None = None
     pipelines_path: str = "pipelines"
     content_limits: ContentLimits = ContentLimits()
+    jwks_cache_duration_hours: Annotated[int, Meta(ge=1, le=168)] = 24
     required_env_vars: tuple[str, ...] = ()
     sensitive_field_patterns: tuple[str, ...] = ()
 
@@ -70,6 +71,7 @@ class ManagementTable(Table, frozen=True):
     enabled: bool = False
     base_path: URLPath = "admin"
     network: str | None = None
+    authentication: str | None = None
 
 
 class ListenerTable(Table, frozen=True):

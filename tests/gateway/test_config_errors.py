@@ -191,7 +191,7 @@ CASES = [
         (
             "middleware.m",
             "public_key_path",
-            "is missing, must be set when the middleware names no authentication",
+            "is missing; one of public_key_path, jwks_uri, or use_hs256 with hs256_secret must be set",
         ),
     ),
     (
@@ -497,7 +497,8 @@ CASES = [
             "pipelines.p",
             "middleware",
             'lists "m" (basic_auth), which needs HTTP requests; '
-            'the DICOM endpoint "e" has none and would refuse everything',
+            'the DICOM endpoint "e" has none and would refuse everything; '
+            "its own key authentication asks for a user identity",
         ),
     ),
     # Not tables at all
@@ -687,7 +688,7 @@ WHOLE = tomllib.loads(
     DEFAULT_CONFIG
     + """
 [targets.t]
-connection = { host = "h", port = 1, protocol = "http", base_path = "/b" }
+connection = { host = "h", port = 1, protocol = "https", base_path = "/b" }
 authentication = "a"
 [authentications.a]
 method = "basic"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harmony.gateway.authentication import Authentications
 from harmony.gateway.config import ConfigError
 from harmony.gateway.http_middleware import GuardedRouter, PathFilter, http_middleware
 from harmony.gateway.options import PathFilterOptions
@@ -136,5 +137,5 @@ def test_rules_without_a_meaning(load_config, rule: str, message: str) -> None:
     )
     pipeline = config.pipelines["p"]
     with pytest.raises(ConfigError) as refused:
-        http_middleware(pipeline, pipeline.endpoints[0])
+        http_middleware(pipeline, pipeline.endpoints[0], authentications=Authentications())
     assert f"[middleware.f] options.rules: {message}" in str(refused.value)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harmony.gateway import sections
+from harmony.gateway.authentication import Authentications
 from harmony.gateway.config import ConfigError, LoadedConfig, Origin, Rule
 from harmony.gateway.http_middleware import http_middleware
 from harmony.gateway.http_policies import HttpPolicies
@@ -467,7 +468,7 @@ async def test_policies_by_name_and_written_where_they_are_used(
     config = load_config(CONFIG + tables)
     assert config.warnings == ()
     pipeline = config.pipelines["p"]
-    (guard,) = http_middleware(pipeline, pipeline.endpoints[0])
+    (guard,) = http_middleware(pipeline, pipeline.endpoints[0], authentications=Authentications())
     asked = [request("GET", "/x"), request("PUT", "/x"), request("GET", "/x", client="192.0.3.1")]
     assert [(await guard.handle(each, proceed)).status for each in asked] == [200, 405, 403]
 
@@ -490,7 +491,12 @@ async def test_who_shares_a_rule_shares_its_counts(load_config: Callable[[str], 
         """
     )
     pipeline, rulebook = config.pipelines["p"], Rulebook()
-    guards = [http_middleware(pipeline, pipeline.endpoints[0], rulebook=rulebook)[0] for _ in range(2)]
+    guards = [
+        http_middleware(
+            pipeline, pipeline.endpoints[0], authentications=Authentications(), rulebook=rulebook
+        )[0]
+        for _ in range(2)
+    ]
     assert [(await guard.handle(request(), proceed)).status for guard in guards] == [200, 429]
 
 

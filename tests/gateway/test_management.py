@@ -12,6 +12,7 @@ import pytest
 
 import harmony
 from harmony.gateway.app import Gateway
+from harmony.gateway.authentication import Authentications
 from harmony.gateway.config import ConfigError
 from harmony.gateway.errors import StartError
 from harmony.gateway.greeting import greeting
@@ -234,7 +235,7 @@ def test_route_that_is_taken_is_an_error(path, managed):
     router = Router()
     router.add(["GET", "POST"], path, other, name="other")
     with pytest.raises(ConfigError) as error:
-        Management(managed.config()).add_routes({"n": router})
+        Management(managed.config()).add_routes({"n": router}, Authentications())
     assert "[management] base_path: cannot be served: " in str(error.value)
     assert f"GET {path} of management is already taken by {path} of other" in str(error.value)
 
