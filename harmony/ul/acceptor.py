@@ -295,15 +295,14 @@ class Acceptor:
             self._answer(association, request, None)
             return
         self._decisions[association] = asyncio.get_running_loop().create_task(
-            self._decide(association, request)
+            self._decide(association, request, self._verify_identity)
         )
 
-    async def _decide(self, association: Association, request: AssociateRQ) -> None:
-        assert self._verify_identity is not None
+    async def _decide(self, association: Association, request: AssociateRQ, verify: IdentityVerifier) -> None:
         identity = request.user_information.user_identity_rq
         try:
             async with asyncio.timeout(self._timeouts.associate_s):
-                response = await self._verify_identity(identity, request, association)
+                response = await verify(identity, request, association)
         except Exception:
             logger.exception("association %d: the user identity could not be verified", association.number)
             response = None

@@ -336,6 +336,22 @@ async def test_the_association_keeps_who_it_is(serve, connect, wire, response, a
     assert association.principal == "alice"
 
 
+async def test_the_verifier_of_a_request_is_the_one_that_it_met(serve, connect, wire):
+    async def refuse(identity, request, association):
+        return None
+
+    service = await serve(verify_identity=refuse)
+    requested = service.acceptor._requested
+
+    def requested_and_replaced(association, request):
+        requested(association, request)
+        service.acceptor._verify_identity = None
+
+    service.acceptor._requested = requested_and_replaced
+    peer = await connect(service.port)
+    assert await peer.exchange(wire.associate_rq()) == wire.reject(1, 2, 1)
+
+
 async def test_a_verifier_that_raises_rejects(serve, connect, wire, caplog):
     async def fail(identity, request, association):
         raise LookupError("no directory")
