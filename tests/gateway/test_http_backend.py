@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from harmony.gateway.app import Gateway
@@ -537,3 +538,34 @@ async def test_middleware_in_front(upstream, start) -> None:
         answer = await front.ask("GET", path)
         assert (answer.status, answer.body) == (404, b"")
     assert [request.raw_path for request in upstream.requests] == ["/a/b"]
+
+
+@pytest.mark.parametrize(
+    ("table", "header", "passed_on"),
+    [
+        (
+            'method = "basic"\noptions = { username = "u", password = "p" }',
+            ("Authorization", "Basic dTpw"),
+            False,
+        ),
+        (
+            'method = "api_key"\noptions = { api_key = "k", header_name = "X-Key" }',
+            ("X-Key", "k"),
+            False,
+        ),
+        (
+            'method = "jwt"\noptions = { use_hs256 = true, hs256_secret = "%s", issuer = "i" }' % ("x" * 32),
+            (
+                "Authorization",
+                "Bearer " + jwt.encode({"iss": "i", "exp": 4102444800}, "x" * 32, algorithm="HS256"),
+            ),
+            True,
+        ),
+    ],
+)
+async def test_credentials_for_the_gateway_stay_here(start, upstream, table, header, passed_on) -> None:
+    front = await start(upstream, http='authentication = "a"', more=f"[authentications.a]\n{table}")
+    assert (await front.ask("GET", "/front")).status == 401
+    assert (await front.ask("GET", "/front", headers=[header])).status == 200
+    (request,) = upstream.requests
+    assert (header[0] in request.headers) is passed_on
