@@ -22,8 +22,8 @@ NOT_AVAILABLE = "is not available in this version"
 READABLE = frozenset({"basic", "bearer", "api_key", "jwt"})
 """Methods whose credentials travel with each request, for anybody to read and use who sees it."""
 
-USABLE_TOWARDS_HTTP = frozenset({"none", "basic", "bearer", "api_key"})
-USABLE_TOWARDS_DICOM = frozenset({"none", "basic", "bearer"})
+USABLE_TOWARDS_HTTP = frozenset({"none", "basic", "bearer", "api_key", "mutual_tls"})
+USABLE_TOWARDS_DICOM = frozenset({"none", "basic", "bearer", "mutual_tls"})
 
 SHORTEST_SECRET_BYTES = 32
 """RFC 7518 §3.2, for HS256."""

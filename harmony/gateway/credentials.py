@@ -9,13 +9,13 @@ from harmony.ul.items import UserIdentityRQ
 
 __all__ = ["authentication_towards_upstream", "user_identity_towards"]
 
+OF_THE_CONNECTION = ("none", "mutual_tls")
+"""Methods that add nothing to a request."""
+
 
 def authentication_towards_upstream(configured: ConfiguredAuthentication | None) -> Authentication | None:
     """Raises ValueError, without any secret, for what cannot be used."""
-    if configured is None or configured.method in (
-        "none",
-        "mutual_tls",
-    ):  # the latter is a matter of the connection
+    if configured is None or configured.method in OF_THE_CONNECTION:
         return None
     options = configured.options
     assert isinstance(options, AuthenticationOptions)
@@ -38,7 +38,7 @@ def user_identity_towards(configured: ConfiguredAuthentication | None) -> UserId
     No response is asked for: a PACS that does not know the item disregards it, and is as good as before.
     Raises ValueError, without any secret, for what cannot be used.
     """
-    if configured is None or configured.method == "none":
+    if configured is None or configured.method in OF_THE_CONNECTION:
         return None
     options = configured.options
     assert isinstance(options, AuthenticationOptions)

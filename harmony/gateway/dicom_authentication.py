@@ -39,7 +39,7 @@ class IdentityCheck:
         try:
             principal = await gate.admit(
                 lambda: asked.from_association(identity, association.peer_certificate),
-                address=_host(association.peer_address),
+                address=association.peer[0],
                 protocol="dicom",
                 endpoint=endpoint,
                 calling_ae_title=request.calling_ae_title,
@@ -49,9 +49,3 @@ class IdentityCheck:
             return AssociateRJ(2, 2, 1) if later else None
         # A certificate proves who calls; an identity that came with it has not been looked at.
         return VerifiedIdentity(None if asked.method == "mutual_tls" else b"", principal)
-
-
-def _host(address: str) -> str:
-    """Without the port, as HTTP has it: failures on both sides count together."""
-    host, colon, port = address.rpartition(":")
-    return host.strip("[]") if colon and port.isdigit() else address

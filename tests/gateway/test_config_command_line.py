@@ -140,7 +140,7 @@ def test_what_this_version_cannot_run(tmp_path, capsys):
         "[network.n] http.force_https is true, which is not available in this version",
         "[pipelines.p] backends lists 2 names; more than one backend is not available in this version",
         '[pipelines.p] backends lists "b", which an echo endpoint never asks, must be []',
-        '[endpoints.e] authentication is "a"; it is not available in this version for endpoints',
+        '[endpoints.e] authentication is "a", of method custom, which is not available in this version',
         '[authentications.a] method is "custom", which is not available in this version',
         '[middleware.log_dump] type is "log_dump", which is not available in this version',
         '[middleware.t] type is "transform", which is not available in this version',

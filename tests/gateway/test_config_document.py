@@ -132,4 +132,4 @@ def test_the_examples_load(example, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
