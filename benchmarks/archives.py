@@ -11,10 +11,13 @@ All of them answer to `CALLED_AE_TITLE` and know one C-MOVE destination, `DESTIN
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from benchmarks.peers import (
     CALLED_AE_TITLE,
     DESTINATION_AE_TITLE,
+    WEB_CONFIGURATION,
+    WEB_ROOT,
     Place,
     Receiver,
     free_port,
@@ -29,6 +32,7 @@ DCMQRSCP_STUDIES = 500
 
 ORTHANC_PATH = "/usr/sbin"
 """Where Debian has it, which is not on every user's PATH."""
+ORTHANC_PLUGINS = "/usr/share/orthanc/plugins"
 
 
 def _orthanc(place: Place) -> list[str]:
@@ -44,15 +48,22 @@ def _orthanc(place: Place) -> list[str]:
         "DicomModalities": {
             "destination": [DESTINATION_AE_TITLE, "127.0.0.1", place.destination_port or 104]
         },
-        "HttpPort": free_port(),
+        "HttpPort": place.http_port or free_port(),
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
     }
+    if place.http_port:
+        configuration["Plugins"] = [str(path) for path in _dicomweb_plugin()]
+        configuration["DicomWeb"] = {"Enable": True, "Root": f"{WEB_ROOT}/"}
     if place.maximum_length:
         configuration["MaximumPduLength"] = place.maximum_length
     file = place.scratch / "orthanc.json"
     file.write_text(json.dumps(configuration))
     return [program("Orthanc", ORTHANC_PATH) or "Orthanc", str(file)]
+
+
+def _dicomweb_plugin() -> list[Path]:
+    return sorted(Path(ORTHANC_PLUGINS).glob("libOrthancDicomWeb.*"))[:1]
 
 
 def _dcmqrscp(place: Place) -> list[str]:
@@ -138,16 +149,16 @@ def in_front_of(pacs: Receiver, pacs_port: int) -> Receiver:
     def command(place: Place) -> list[str]:
         (place.scratch / "pipelines").mkdir(exist_ok=True)
         configuration = place.scratch / "config.toml"
-        configuration.write_text(
-            PROXY_CONFIGURATION.format(
-                scratch=place.scratch,
-                folder=place.folder,
-                http_port=free_port(),
-                ae_title=CALLED_AE_TITLE,
-                port=place.port,
-                pacs_port=pacs_port,
-            )
+        text = PROXY_CONFIGURATION.format(
+            scratch=place.scratch,
+            folder=place.folder,
+            http_port=place.http_port or free_port(),
+            ae_title=CALLED_AE_TITLE,
+            port=place.port,
+            pacs_port=pacs_port,
         )
+        web = WEB_CONFIGURATION.format(backends='"pacs"') if place.http_port else ""
+        configuration.write_text(text + web)
         return [sys.executable, "-m", "harmony", "--config", str(configuration)]
 
     return Receiver(f"harmony-{pacs.name}", f"through Harmony to {pacs.title}", command)
@@ -168,6 +179,8 @@ def missing(name: str) -> str | None:
     """What would have to be installed first to have an archive, or None."""
     if name == "orthanc":
         return None if program("Orthanc", ORTHANC_PATH) else "Orthanc"
+    if name == "orthanc-dicomweb":
+        return missing("orthanc") or (None if _dicomweb_plugin() else "Orthanc's DICOMweb plugin")
     if name == "dcmqrscp":
         return None if program("dcmqrscp") else "DCMTK's dcmqrscp"
     if name == "pynetdicom":

@@ -246,14 +246,15 @@ def _filled(archive: Receiver, studies: int, scratch: Path) -> Iterator[tuple[in
     place = Place(free_port(), scratch / "objects", scratch, None)
     try:
         with running(archive, place) as pid:
-            asyncio.run(_store(place.port, studies))
+            asyncio.run(store_studies(place.port, studies))
             cpu_at_rest_s(pid)
             yield place.port, pid
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-async def _store(port: int, studies: int) -> None:
+async def store_studies(port: int, studies: int) -> None:
+    """Store the instances of `find_data.data_sets`."""
     syntax = find_data.TRANSFER_SYNTAX_UID
     contexts = propose_contexts([(sop_class, [syntax]) for sop_class in find_data.SOP_CLASSES.values()])
     async with (

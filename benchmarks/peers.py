@@ -22,6 +22,7 @@ from pathlib import Path
 READY_TIMEOUT_S = 30.0
 CALLED_AE_TITLE = "BENCHMARK"
 DESTINATION_AE_TITLE = "DESTINATION"
+WEB_ROOT = "/dicom-web"
 
 
 class PeerError(Exception):
@@ -37,6 +38,7 @@ class Place:
     scratch: Path  # for its configuration and its log
     maximum_length: int | None  # None: the receiver's own default
     destination_port: int = 0  # of the C-MOVE destination DESTINATION, for archives
+    http_port: int = 0  # for DICOMweb, below WEB_ROOT; 0: without
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +138,40 @@ host = "127.0.0.1"
 port = {destination_port}
 """
 
+WEB_CONFIGURATION = f"""\
+
+[pipelines.web]
+description = "The same over DICOMweb"
+networks = ["default"]
+endpoints = ["web"]
+middleware = []
+backends = [{{backends}}]
+
+[endpoints.web]
+service = "dicomweb"
+
+[endpoints.web.options]
+path_prefix = "{WEB_ROOT}"
+"""
+
 
 def harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         (place.scratch / "pipelines").mkdir(exist_ok=True)
         configuration = place.scratch / "config.toml"
         max_pdu = f"max_pdu = {place.maximum_length}" if place.maximum_length else ""
-        configuration.write_text(
-            HARMONY_CONFIGURATION.format(
-                scratch=place.scratch,
-                folder=place.folder,
-                port=place.port,
-                http_port=free_port(),
-                ae_title=CALLED_AE_TITLE,
-                index=str(index).lower(),
-                max_pdu=max_pdu,
-                destination_ae_title=DESTINATION_AE_TITLE,
-                destination_port=place.destination_port or 104,
-            )
+        text = HARMONY_CONFIGURATION.format(
+            scratch=place.scratch,
+            folder=place.folder,
+            port=place.port,
+            http_port=place.http_port or free_port(),
+            ae_title=CALLED_AE_TITLE,
+            index=str(index).lower(),
+            max_pdu=max_pdu,
+            destination_ae_title=DESTINATION_AE_TITLE,
+            destination_port=place.destination_port or 104,
         )
+        configuration.write_text(text + (WEB_CONFIGURATION.format(backends="") if place.http_port else ""))
         return [sys.executable, "-m", "harmony", "--config", str(configuration)]
 
     return command

@@ -180,17 +180,30 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def filled(archive: Receiver, contents: Sequence[tuple[Workload, int]], scratch: Path) -> Iterator[Served]:
-    """An archive that has so many objects of each workload, running."""
+def filled(
+    archive: Receiver,
+    contents: Sequence[tuple[Workload, int]],
+    scratch: Path,
+    *,
+    web: bool = False,
+    also: Callable[[int], object] | None = None,
+) -> Iterator[Served]:
+    """An archive that has so many objects of each workload, running.
+
+    web: with DICOMweb. also: stores more, at the port that it is given.
+    """
     check_room(scratch.parent, sum(workload.data_set_bytes * objects for workload, objects in contents))
     (scratch / "objects").mkdir(parents=True)
-    place = Place(free_port(), scratch / "objects", scratch, None, free_port())
+    http_port = free_port() if web else 0
+    place = Place(free_port(), scratch / "objects", scratch, None, free_port(), http_port)
     try:
         with running(archive, place, NO_DELAY) as pid:
             first_number = 1
             for workload, objects in contents:
                 preencoded(workload, place.port, objects, 1, first_number)
                 first_number += objects
+            if also is not None:
+                also(place.port)
             cpu_at_rest_s(pid)
         with running(archive, place, NO_DELAY) as pid:
             yield Served(archive, place, pid)
@@ -214,7 +227,7 @@ def rounds_of(cell: Cell, servers: Sequence[Served], rounds: int, failures: list
         shift = turn % max(len(servers), 1)
         for served in [*servers[shift:], *servers[:shift]]:
             try:
-                done = _retrieve(cell, served)
+                done = retrieve_once(cell, served)
             except (PeerError, OSError, subprocess.TimeoutExpired) as error:
                 failures.append(
                     f"{cell.service} {cell.name} from {served.archive.name}, {cell.client}: {error}"
@@ -226,7 +239,8 @@ def rounds_of(cell: Cell, servers: Sequence[Served], rounds: int, failures: list
     return sorted(runs, key=lambda run: order[run.archive])
 
 
-def _retrieve(cell: Cell, served: Served) -> Run:
+def retrieve_once(cell: Cell, served: Served) -> Run:
+    """Raises PeerError, OSError, subprocess.TimeoutExpired."""
     cpu_before_s = cpu_at_rest_s(served.pid)
     forks = served.archive.forks
     size_bytes = cell.workload.data_set_bytes * cell.what.objects

@@ -24,6 +24,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     if len(values) == 1:
         return number(values[0])
     return f"{number(median(values))} ({number(min(values))}-{number(max(values))})"
