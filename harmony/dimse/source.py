@@ -64,6 +64,7 @@ class FileSource:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self._position = offset
         self.size_bytes = max(0, os.fstat(self._descriptor).st_size - offset)
+        self._end = offset + self.size_bytes
 
     def read_into(self, places: Sequence[memoryview]) -> None:
         for first in range(0, len(places), IOV_MAX):
@@ -79,6 +80,11 @@ class FileSource:
                 count -= len(places.pop(0))
             if count:
                 places[0] = places[0][count:]
+
+    def unread(self) -> tuple[int, int, int]:
+        """Descriptor, offset and size of what has not been read yet, for whoever has the kernel send it; valid until
+        `close`."""
+        return self._descriptor, self._position, self._end - self._position
 
     def close(self) -> None:
         if self._descriptor >= 0:

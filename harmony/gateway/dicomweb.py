@@ -37,7 +37,7 @@ from harmony.gateway.rendered_request import is_picture_uri
 from harmony.gateway.service_root import service_root
 from harmony.gateway.stow import Stow
 from harmony.gateway.wado import Wado
-from harmony.http import Headers, HTTPError, Request, Response, Router, normalize_prefix
+from harmony.http import Headers, HTTPError, Piece, Request, Response, Router, normalize_prefix
 from harmony.http.accept import Offer, negotiate
 from harmony.http.content_coding import encode_content
 from harmony.http.cross_origin import CrossOrigin
@@ -299,16 +299,16 @@ class _Body:
 
     def __init__(
         self,
-        body: AsyncIterable[bytes | memoryview],
+        body: AsyncIterable[Piece],
         failure: Callable[[HTTPError | BackendError], HTTPError],
     ) -> None:
         self._chunks = aiter(body)
         self._failure = failure
 
-    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+    def __aiter__(self) -> AsyncIterator[Piece]:
         return self
 
-    async def __anext__(self) -> bytes | memoryview:
+    async def __anext__(self) -> Piece:
         try:
             return await anext(self._chunks)
         except (HTTPError, *BACKEND_ERRORS) as error:

@@ -7,7 +7,9 @@ the other direction, imported by name, so that a server does not load it.
 from harmony.http.headers import Headers
 from harmony.http.message import (
     FileBody,
+    FileSpan,
     HTTPError,
+    Piece,
     Query,
     Request,
     RequestBody,
@@ -21,10 +23,12 @@ from harmony.http.server import Exchanged, HTTPServer, ServerLimits
 __all__ = [
     "Exchanged",
     "FileBody",
+    "FileSpan",
     "HTTPError",
     "HTTPServer",
     "Handler",
     "Headers",
+    "Piece",
     "Query",
     "Request",
     "RequestBody",

@@ -2,7 +2,8 @@
 
 An asyncio.Protocol keeps what was received and not yet taken; the socket is not read while that is too much. Writing
 waits while the transport holds too much, and gives up when the peer takes nothing for a while. So neither a fast sender
-nor a slow reader costs memory, and the limit reaches the peer through TCP.
+nor a slow reader costs memory, and the limit reaches the peer through TCP. But for TLS, pieces of files go from the
+page cache to the socket without being read here (sendfile(2)).
 
 One task takes and writes; it learns of the other side leaving through the `peer_left` callback, wherever it is.
 """
@@ -10,11 +11,18 @@ One task takes and writes; it learns of the other side leaving through the `peer
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
+import os
 import socket
 import struct
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable
 from typing import cast
+
+from harmony.http.message import FileSpan
 
 __all__ = ["Channel", "ChannelClosed", "ChannelStalled"]
 
@@ -33,6 +41,12 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 JOIN_BYTES = 64 * 1024
 """Pieces up to this size together are joined and sent in one call."""
+
+SENT_FILE_BYTES = 1024 * 1024
+"""Of a file in one call; in between other connections have their turn."""
+
+_READ_FILE_BYTES = 256 * 1024
+_CANNOT_SEND_FILE = frozenset((errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))  # what some file systems say
 
 
 class ChannelClosed(Exception):
@@ -165,16 +179,26 @@ class Channel(asyncio.Protocol):
 
     # Sending
 
-    async def write(self, *pieces: bytes, timeout_s: float | None) -> None:
-        """Hand over pieces; wait while too much is unsent. timeout_s: how long the peer may take nothing at all."""
+    async def write(self, *pieces: bytes | FileSpan, timeout_s: float | None) -> None:
+        """Hand over pieces; wait while too much is unsent. timeout_s: how long the peer may take nothing at all.
+
+        A FileSpan has been sent, or handed over, on return. Raises EOFError when its file has become shorter.
+        """
         if self.eof or self.transport.is_closing():
             raise ChannelClosed("connection closed by the peer")
-        if sum(map(len, pieces)) <= JOIN_BYTES:
-            self.transport.write(b"".join(pieces))
-        else:
-            self.transport.writelines(pieces)
-        if not self._writing_paused:
+        whole = [piece for piece in pieces if not isinstance(piece, FileSpan)]
+        if len(whole) < len(pieces):
+            await self._write_with_files(pieces, timeout_s)
             return
+        if sum(map(len, whole)) <= JOIN_BYTES:
+            self.transport.write(b"".join(whole))
+        else:
+            self.transport.writelines(whole)
+        if self._writing_paused:
+            await self._wait_until_taken(timeout_s)
+
+    async def _wait_until_taken(self, timeout_s: float | None) -> None:
+        """Until the transport says that it may have more."""
         self.peak_unsent_bytes = max(self.peak_unsent_bytes, self.transport.get_write_buffer_size())
         while self._writing_paused:
             unsent = self.transport.get_write_buffer_size()
@@ -187,6 +211,93 @@ class Channel(asyncio.Protocol):
                     raise ChannelStalled(f"peer took nothing for {timeout_s} s") from None
             finally:
                 self._write_waiter = None
+        if self._lost.done():
+            raise ChannelClosed("connection lost while sending")
+
+    # Sending files
+
+    async def _write_with_files(self, pieces: tuple[bytes | FileSpan, ...], timeout_s: float | None) -> None:
+        if self.transport.get_extra_info("sslcontext") is not None:
+            await self._write_read(pieces, timeout_s)
+            return
+        if self.transport.get_write_buffer_size():
+            await self._drain(timeout_s)
+        shared = self.transport.get_extra_info("socket")
+        # A descriptor of our own: event loops let nobody else wait for those of their transports.
+        with socket.socket(shared.family, shared.type, shared.proto, fileno=os.dup(shared.fileno())) as sock:
+            before = b""
+            for number, piece in enumerate(pieces):
+                if not isinstance(piece, FileSpan):
+                    before += piece
+                    continue
+                await self._send(sock, before + piece.head, socket.MSG_MORE, timeout_s)
+                before = b""
+                sent_bytes = await self._send_file(sock, piece, timeout_s)
+                if sent_bytes < piece.size_bytes:
+                    left = FileSpan(
+                        piece.descriptor, piece.offset + sent_bytes, piece.size_bytes - sent_bytes
+                    )
+                    await self._write_read((left, *pieces[number + 1 :]), timeout_s)
+                    return
+            if before:
+                await self._send(sock, before, 0, timeout_s)
+
+    async def _write_read(self, pieces: tuple[bytes | FileSpan, ...], timeout_s: float | None) -> None:
+        """The same, read here."""
+        for piece in pieces:
+            for each in piece.pieces(_READ_FILE_BYTES) if isinstance(piece, FileSpan) else (piece,):
+                await self.write(each, timeout_s=timeout_s)
+
+    async def _drain(self, timeout_s: float | None) -> None:
+        """Until the kernel has everything."""
+        self.transport.set_write_buffer_limits(high=0)
+        try:
+            await self._wait_until_taken(timeout_s)
+        finally:
+            self.transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES, low=WRITE_LOW_WATER_BYTES)
+
+    async def _send(self, sock: socket.socket, data: bytes, flags: int, timeout_s: float | None) -> None:
+        while data:
+            try:
+                data = data[sock.send(data, flags) :]
+            except BlockingIOError:
+                await self._until_writable(sock, timeout_s)
+            except OSError as error:
+                raise ChannelClosed(f"connection lost while sending: {error.strerror}") from error
+
+    async def _send_file(self, sock: socket.socket, span: FileSpan, timeout_s: float | None) -> int:
+        """Send a file's bytes; return how many, which is fewer only where the file system cannot do that."""
+        sent_bytes = 0
+        while sent_bytes < span.size_bytes:
+            wanted = min(SENT_FILE_BYTES, span.size_bytes - sent_bytes)
+            try:
+                count = os.sendfile(sock.fileno(), span.descriptor, span.offset + sent_bytes, wanted)
+            except BlockingIOError:
+                await self._until_writable(sock, timeout_s)
+                continue
+            except OSError as error:
+                if error.errno in _CANNOT_SEND_FILE:
+                    break
+                raise ChannelClosed(f"connection lost while sending: {error.strerror}") from error
+            if not count:
+                raise EOFError(f"file ended at byte {span.offset + sent_bytes}, it has become shorter")
+            sent_bytes += count
+            await asyncio.sleep(0)
+        return sent_bytes
+
+    async def _until_writable(self, sock: socket.socket, timeout_s: float | None) -> None:
+        """Until the kernel takes more. It says so when a good part of its buffer is free; less is progress, too."""
+        self._write_waiter = waiter = self._loop.create_future()
+        self._loop.add_writer(sock, _wake, waiter)
+        try:
+            while not waiter.done():
+                unsent = _unsent_bytes(sock)
+                await asyncio.wait([waiter], timeout=timeout_s)
+                if not waiter.done() and _unsent_bytes(sock) >= unsent:
+                    raise ChannelStalled(f"peer took nothing for {timeout_s} s")
+        finally:
+            self._loop.remove_writer(sock)
+            self._write_waiter = None
         if self._lost.done():
             raise ChannelClosed("connection lost while sending")
 
@@ -231,6 +342,11 @@ class Channel(asyncio.Protocol):
             except OSError:  # the peer was faster
                 pass
         self.transport.abort()
+
+
+def _unsent_bytes(sock: socket.socket) -> int:
+    """What the kernel has of it and the peer has not acknowledged."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

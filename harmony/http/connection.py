@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from time import perf_counter, time
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import h11
 
@@ -29,7 +29,16 @@ from harmony import __version__
 from harmony.http.channel import Channel, ChannelClosed
 from harmony.http.files import file_response
 from harmony.http.headers import Headers
-from harmony.http.message import FileBody, HTTPError, Request, RequestBody, Response, error_response
+from harmony.http.message import (
+    FileBody,
+    FileSpan,
+    HTTPError,
+    Piece,
+    Request,
+    RequestBody,
+    Response,
+    error_response,
+)
 
 __all__ = ["Connection", "Exchanged", "ServerLimits"]
 
@@ -421,7 +430,9 @@ class Connection:
     ) -> None:
         without_body = method == "HEAD" or response.status in _NO_BODY_STATUS
         length = response.content_length if method == "HEAD" and not body else None
-        pieces = [self._http.send(self._head(request, response, len(body) if length is None else length))]
+        pieces: list[bytes | FileSpan] = [
+            self._http.send(self._head(request, response, len(body) if length is None else length))
+        ]
         if body and not without_body:
             pieces += self._data(body)
         pieces.append(self._http.send(h11.EndOfMessage()))
@@ -433,9 +444,10 @@ class Connection:
         request: Request | None,
         method: str,
         response: Response,
-        chunks: AsyncIterator[bytes | memoryview],
+        chunks: AsyncIterator[Piece],
     ) -> None:
         length = response.content_length
+        pieces: list[bytes | FileSpan]
         if method == "HEAD" or response.status in _NO_BODY_STATUS:
             pieces = [self._http.send(self._head(request, response, length))]
         else:
@@ -453,9 +465,10 @@ class Connection:
         self._response_started = True
         await self._write(*pieces, self._http.send(h11.EndOfMessage()))
 
-    def _data(self, chunk: bytes) -> list[bytes]:
+    def _data(self, chunk: bytes | FileSpan) -> list[bytes | FileSpan]:
         self._sent_bytes += len(chunk)
-        return self._http.send_with_data_passthrough(h11.Data(data=chunk)) or []
+        # Of data that it passes through h11 wants no more than the length.
+        return list(self._http.send_with_data_passthrough(h11.Data(data=cast(bytes, chunk))) or [])
 
     def _head(self, request: Request | None, response: Response, length: int | None) -> h11.Response:
         headers = response.headers.without(*_HOP_BY_HOP)
@@ -485,7 +498,7 @@ class Connection:
             body.content_length is not None and body.content_length - body.received_bytes > DRAIN_BYTES
         )
 
-    async def _write(self, *pieces: bytes) -> None:
+    async def _write(self, *pieces: bytes | FileSpan) -> None:
         await self.channel.write(*pieces, timeout_s=self._limits.write_timeout_s)
 
     async def _close(self) -> None:
@@ -497,11 +510,11 @@ class Connection:
         await channel.close(timeout_s=self._limits.write_timeout_s)
 
 
-async def _next_chunk(chunks: AsyncIterator[bytes | memoryview]) -> bytes | None:
+async def _next_chunk(chunks: AsyncIterator[Piece]) -> bytes | FileSpan | None:
     """The next chunk that is not empty, copied if it was a view; None at the end."""
     async for chunk in chunks:
         if len(chunk):
-            return chunk if isinstance(chunk, bytes) else bytes(chunk)
+            return bytes(chunk) if isinstance(chunk, memoryview) else chunk
     return None
 
 

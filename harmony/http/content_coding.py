@@ -22,7 +22,7 @@ import zstandard
 from harmony.http.accept import split_list, weight_of
 from harmony.http.headers import Headers
 from harmony.http.media_type import parse_media_type
-from harmony.http.message import Request, Response
+from harmony.http.message import FileSpan, Piece, Request, Response
 
 __all__ = ["add_vary", "chosen_coding", "encode_content"]
 
@@ -147,7 +147,7 @@ async def _run(compress: Callable[[], bytes], size_bytes: int) -> bytes:
 class _CompressedBody:
     """An iterator and no generator, because one that nobody began would not close what it reads."""
 
-    def __init__(self, body: AsyncIterable[bytes | memoryview], compressor: _Compressor) -> None:
+    def __init__(self, body: AsyncIterable[Piece], compressor: _Compressor) -> None:
         self._chunks = aiter(body)
         self._compressor = compressor
         self._over = False
@@ -163,7 +163,9 @@ class _CompressedBody:
         self._over = True
         return self._compressor.finish()
 
-    def _compress(self, chunk: bytes | memoryview) -> bytes:
+    def _compress(self, chunk: Piece) -> bytes:
+        if isinstance(chunk, FileSpan):
+            chunk = bytes(chunk)
         return self._compressor.compress(chunk) + self._compressor.flush_block()
 
     async def aclose(self) -> None:

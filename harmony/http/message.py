@@ -13,6 +13,7 @@ Not here: content negotiation, multipart (the services that need them), cookies.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ from harmony.http.headers import Headers, HeadersLike
 __all__ = [
     "Body",
     "FileBody",
+    "FileSpan",
     "HTTPError",
     "Headers",
+    "Piece",
     "Query",
     "Request",
     "RequestBody",
@@ -53,7 +56,39 @@ class FileBody:
     length: int | None = None  # None: to the end of the file
 
 
-Body = bytes | AsyncIterable[bytes | memoryview] | FileBody | None
+@dataclass(frozen=True, slots=True)
+class FileSpan:
+    """`size_bytes` of an open file from `offset`, behind `head`: a piece of a body that the kernel reads when the
+    socket takes it. The descriptor stays open, and its owner's, until the next piece is asked for."""
+
+    descriptor: int
+    offset: int
+    size_bytes: int
+    head: bytes = b""
+
+    def __len__(self) -> int:
+        return len(self.head) + self.size_bytes
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces(self.size_bytes))
+
+    def pieces(self, maximum_bytes: int) -> Iterator[bytes]:
+        """The bytes, read here. Raises EOFError when the file has become shorter."""
+        if self.head:
+            yield self.head
+        at, end = self.offset, self.offset + self.size_bytes
+        while at < end:
+            piece = os.pread(self.descriptor, min(maximum_bytes, end - at), at)
+            if not piece:
+                raise EOFError(f"file ended at byte {at}, {end - at} bytes too early")
+            at += len(piece)
+            yield piece
+
+
+Piece = bytes | memoryview | FileSpan
+"""Of a body that is sent while it is made."""
+
+Body = bytes | AsyncIterable[Piece] | FileBody | None
 
 
 class Response:

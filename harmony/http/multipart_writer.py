@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from harmony.http.headers import Headers, HeadersLike
-from harmony.http.message import Response
+from harmony.http.message import FileSpan, Piece, Response
 
 __all__ = ["MultipartBody", "OutgoingPart", "multipart_response", "new_boundary"]
 
@@ -27,10 +27,11 @@ JOINED_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OutgoingPart:
-    """content: bytes, or pieces of it; a memoryview need be valid only until the next one is asked for."""
+    """content: bytes, or pieces of it; a memoryview, or the descriptor of a FileSpan, need be valid only until the next
+    one is asked for."""
 
     content_type: str
-    content: bytes | AsyncIterable[bytes | memoryview]
+    content: bytes | AsyncIterable[Piece]
     content_location: str | None = None
     size_bytes: int | None = None
     """Of the content, if that is known; of bytes it is."""
@@ -73,14 +74,14 @@ class MultipartBody:
         self._parts = parts
         self._delimiter = b"--" + boundary.encode("ascii")
         self._before = b""  # the line end that belongs to the next delimiter
-        self._content: AsyncIterator[bytes | memoryview] | None = None
-        self._held: Iterator[bytes | memoryview] = iter(())
+        self._content: AsyncIterator[Piece] | None = None
+        self._held: Iterator[Piece] = iter(())
         self._over = False
 
-    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+    def __aiter__(self) -> AsyncIterator[Piece]:
         return self
 
-    async def __anext__(self) -> bytes | memoryview:
+    async def __anext__(self) -> Piece:
         for held in self._held:
             return held
         if self._content is not None:
@@ -94,11 +95,11 @@ class MultipartBody:
         self._over = True
         return self._before + self._delimiter + b"--\r\n"
 
-    async def _begin(self, part: OutgoingPart) -> bytes | memoryview:
+    async def _begin(self, part: OutgoingPart) -> Piece:
         lines = b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in part.headers())
         head = self._before + self._delimiter + b"\r\n" + lines + b"\r\n"
         self._before = b"\r\n"
-        first: bytes | memoryview = b""
+        first: Piece = b""
         if isinstance(part.content, bytes):
             first = part.content
         else:
@@ -106,6 +107,8 @@ class MultipartBody:
             async for piece in self._content:
                 first = piece
                 break
+        if isinstance(first, FileSpan):
+            return replace(first, head=head + first.head)
         if len(first) <= JOINED_BYTES:
             return head + first
         self._held = iter((first,))

@@ -50,6 +50,16 @@ def test_a_file_from_its_offset(file):
     source.close()
 
 
+def test_what_of_a_file_is_unread(file):
+    source = FileSource(file, offset=9)
+    descriptor, offset, size = source.unread()
+    assert (offset, size) == (9, len(DATA))
+    assert os.pread(descriptor, size + 1, offset) == DATA
+    fill(source, [10])
+    assert source.unread() == (descriptor, 19, len(DATA) - 10)
+    source.close()
+
+
 def test_more_places_than_one_system_call_takes(file):
     source = FileSource(file, offset=9)
     sizes = [2] * (IOV_MAX + 10)

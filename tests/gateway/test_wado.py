@@ -313,6 +313,18 @@ async def test_instances_are_parts_of_a_multipart_body(site: Site, level: int) -
     }
 
 
+async def test_long_and_short_instances_one_after_the_other(site: Site) -> None:
+    """Long ones of the archive are sent by the kernel, short ones are not."""
+    stored = [
+        image(number, pixels=element(0x7FE00010, "OW", bytes([number]) * size))
+        for number, size in enumerate((100_000, 10, 3_000_000, 200_000), start=1)
+    ]
+    await site.put(*stored)
+    answer = await site.get(path_of(STUDY), DICOM_AS_STORED)
+    found = {read_file_meta(file).media_storage_sop_instance_uid: data_set(file) for _, file in answer.parts}
+    assert found == {each.sop_instance_uid: each.data for each in stored}
+
+
 async def test_samples_go_out_byte_for_byte(site: Site, pydicom_files: list[Any]) -> None:
     """One file of each transfer syntax, as stored; what must not be on the web in Explicit VR Little Endian."""
     samples = {each.transfer_syntax_uid: (each, path) for each, path in with_paths(pydicom_files)}

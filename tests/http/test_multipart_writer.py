@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmony.http import HTTPError, Request, RequestBody, Response
+from harmony.http import FileSpan, HTTPError, Request, RequestBody, Response
 from harmony.http.media_type import parse_media_type
 from harmony.http.multipart import multipart_boundary, read_parts
 from harmony.http.multipart_writer import MultipartBody, OutgoingPart, multipart_response, new_boundary
@@ -68,6 +69,19 @@ async def test_expected_bytes() -> None:
         b"\r\n"
         b"--b--\r\n"
     )
+
+
+async def test_a_span_of_a_file_leaves_behind_its_headers_unread(tmp_path: Path) -> None:
+    path = tmp_path / "digits"
+    path.write_bytes(b"0123456789")
+    with path.open("rb") as file:
+        span = FileSpan(file.fileno(), 2, 5, b"head:")
+        body = MultipartBody(Pieces(OutgoingPart("a/b", Pieces(span, b"after"))), "b")
+        first = await anext(body)
+        assert isinstance(first, FileSpan)
+        assert (first.offset, first.size_bytes) == (2, 5)
+        assert bytes(first) == b"--b\r\nContent-Type: a/b\r\n\r\nhead:23456"
+        assert await collect(body) == b"after\r\n--b--\r\n"
 
 
 async def test_no_parts_at_all() -> None:

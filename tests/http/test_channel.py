@@ -1,0 +1,185 @@
+"""harmony.http.channel: pieces of files on their way to a socket; the rest is in test_server and test_client."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from harmony.http import FileSpan, HTTPServer, Piece, Request, Response
+
+MIB = 1024 * 1024
+EVENT_TIMEOUT_S = 10.0
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a file that holds 0123456789."""
+    path = tmp_path / "digits"
+    path.write_bytes(b"0123456789")
+    descriptor = os.open(path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def answering(*pieces: Piece) -> Any:
+    async def stream() -> AsyncIterator[Piece]:
+        for piece in pieces:
+            yield piece
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=stream())
+
+    return handler
+
+
+async def happened(event: asyncio.Event) -> None:
+    async with asyncio.timeout(EVENT_TIMEOUT_S):
+        await event.wait()
+
+
+BODY = b"6\r\nbefore\r\na\r\nhead:23456\r\n5\r\nafter\r\n2\r\n89\r\n0\r\n\r\n"
+
+
+def pieces_of(descriptor: int) -> tuple[Piece, ...]:
+    span = FileSpan(descriptor, 2, 5, b"head:")
+    return b"before", span, b"after", FileSpan(descriptor, 8, 2), FileSpan(descriptor, 10, 0)
+
+
+async def fetch(server: HTTPServer, **options: Any) -> bytes:
+    """The body of one answer, as it is on the wire."""
+    (address,) = await server.start("127.0.0.1", 0, **options)
+    context = None
+    if options:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(EVENT_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(*address, ssl=context)
+            writer.write(REQUEST)
+            await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(len(BODY))
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            return body
+    finally:
+        await server.stop(1.0)
+
+
+@pytest.mark.parametrize(
+    "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def test_span_goes_between_the_pieces_around_it(digits: int, new_loop: Any) -> None:
+    async def main() -> bytes:
+        return await fetch(HTTPServer(answering(*pieces_of(digits))))
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(main()) == BODY
+
+
+async def test_span_is_read_for_tls(digits: int, certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    assert await fetch(HTTPServer(answering(*pieces_of(digits))), ssl=context) == BODY
+
+
+async def test_span_is_read_where_the_file_system_cannot_send(
+    digits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "sendfile", refuse)
+    assert await fetch(HTTPServer(answering(*pieces_of(digits)))) == BODY
+
+
+def test_span_is_bytes_to_who_wants_them(digits: int) -> None:
+    span = FileSpan(digits, 2, 5, b"head:")
+    assert len(span) == 10
+    assert bytes(span) == b"head:23456"
+    assert list(span.pieces(2)) == [b"head:", b"23", b"45", b"6"]
+    with pytest.raises(EOFError, match="file ended at byte 10"):
+        bytes(FileSpan(digits, 8, 5))
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of a file of 32 MiB, more than the kernel keeps for a socket."""
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        for number in range(32):
+            file.write(bytes([number]) * MIB)
+    descriptor = os.open(path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+async def test_span_waits_for_a_slow_client_and_arrives_whole(serve: Any, large: int) -> None:
+    client = await (await serve(answering(FileSpan(large, 0, 32 * MIB)))).connect(limit=65536)
+    await client.send(REQUEST)
+    await client.head()
+    assert await client.exactly(9) == b"2000000\r\n"
+    for number in range(32):
+        assert await client.exactly(MIB) == bytes([number]) * MIB
+    assert await client.exactly(7) == b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("leave", ["close", "abort"])
+async def test_client_leaving_within_a_span_closes_its_source(serve: Any, large: int, leave: str) -> None:
+    closed = asyncio.Event()
+
+    async def stream() -> AsyncIterator[Piece]:
+        try:
+            yield FileSpan(large, 0, 32 * MIB)
+            yield FileSpan(large, 0, 32 * MIB)
+        finally:
+            closed.set()
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=stream())
+
+    served = await serve(handler)
+    client = await served.connect(limit=65536)
+    await client.send(REQUEST)
+    await client.head()
+    assert not closed.is_set()
+    if leave == "close":
+        await client.close()
+    else:
+        client.abort()
+    await happened(closed)
+
+
+async def test_client_that_takes_nothing_of_a_span_is_given_up(serve: Any, large: int) -> None:
+    closed = asyncio.Event()
+
+    async def stream() -> AsyncIterator[Piece]:
+        try:
+            while True:
+                yield FileSpan(large, 0, 32 * MIB)
+        finally:
+            closed.set()
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=stream())
+
+    client = await (await serve(handler, write_timeout_s=0.1)).connect(limit=1024)
+    await client.send(REQUEST)
+    await happened(closed)
+    await client.closed()
+
+
+async def test_file_that_becomes_shorter_breaks_the_connection(serve: Any, digits: int) -> None:
+    client = await (await serve(answering(FileSpan(digits, 0, 20)))).connect()
+    await client.send(REQUEST)
+    await client.head()
+    with pytest.raises(ConnectionResetError):
+        await client.rest()
