@@ -10,6 +10,7 @@ there. Prepared dictionaries are kept for the series used last.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -27,6 +28,10 @@ DECOMPRESSORS = 256
 """The same per reader; each is hardly larger than a header."""
 MAXIMUM_HEADER_BYTES = 256 * 1024 * 1024
 """Decompressed; more than the index ever takes in, so anything larger is a damaged row."""
+
+# Quotation marks inside of values are escaped, so this is none.
+_REFERENCE = b',"BulkDataURI":'
+_without_references = re.compile(rb',"BulkDataURI":"[^"]*"').sub
 
 _encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Entity] = msgspec.json.Decoder(Entity)
@@ -85,14 +90,17 @@ class HeaderDecompressor:
         self._recent = _Recent(DECOMPRESSORS, load, _decompressor)
 
     def decompress(self, series: int, content: bytes) -> Entity:
-        """Return a header. Raises HeaderDamaged."""
+        """Return a header, without references to bulk data. Raises HeaderDamaged."""
+        encoded = self.encoded(series, content)
+        if _REFERENCE in encoded:
+            encoded = _without_references(b"", encoded)
         try:
-            return decode_header(self.encoded(series, content))
+            return decode_header(encoded)
         except msgspec.DecodeError as error:
             raise HeaderDamaged(f"a header of series row {series} cannot be decoded") from error
 
     def encoded(self, series: int, content: bytes) -> bytes:
-        """Return a header as JSON, without white space. Raises HeaderDamaged."""
+        """Return a header as JSON without white space, as it was compressed. Raises HeaderDamaged."""
         try:
             return self._recent.get(series).decompress(content, max_output_size=MAXIMUM_HEADER_BYTES)
         except zstandard.ZstdError as error:

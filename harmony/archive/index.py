@@ -80,7 +80,7 @@ class IndexedInstance:
     pixel_data_offset: int | None
     """Where (7FE0,0010) or its siblings begin in the file, in bytes, when the file has them and it is known."""
     header: Entity
-    """The data set up to the pixel data."""
+    """The data set up to the pixel data. What is left out of it is a BulkDataURI, the path of the element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +158,11 @@ class Index(Protocol):
         """Return how many instances `instances` would yield."""
 
     def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
-        """Yield instances with the header of each as it is stored, nothing added."""
+        """Yield instances with the header of each as it is stored, but for references to bulk data."""
 
     def encoded_headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, bytes]]:
-        """Yield the same headers as JSON without white space: decoding takes many times longer than the rest."""
+        """Yield the headers, references included, as JSON without white space: decoding takes many times longer than
+        the rest."""
 
     def counts(self) -> Counts: ...
 

@@ -22,7 +22,7 @@ from pathlib import Path
 __all__ = ["connect", "create", "damage"]
 
 APPLICATION_ID = 0x4861726D  # "Harm"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised with every change of the tables or of what is in them; an index of another version is made again."""
 
 BUSY_S = 10.0

@@ -6,6 +6,9 @@ with `NotOurs`. UIDs are then exactly those that the path was made from, also wh
 The pixel data are found by their tag, and believed to be that when they end where the file ends. Nothing is lost
 when they are not found: then more of the file is read, up to a limit, and the decoder stops at their tag.
 
+In the header of the index, bulk data up to 1 KiB are there; what is longer, and sequences of more than 64 KiB, are
+references: a BulkDataURI that is the path of the element. So nearly every header is complete but for them.
+
 Blocking; 15 us and the decoding for a small file. Called by `harmony.archive.indexing`.
 """
 
@@ -17,6 +20,8 @@ from struct import Struct
 
 from harmony.archive.index import IndexedInstance
 from harmony.archive.levels import Entity, joined, uid_folder
+from harmony.dicom.bulk_data import name_bulk_data
+from harmony.dicom.data_set_decoder import MAXIMUM_VALUE_BYTES
 from harmony.dicom.json_model import DataSetError, decode_data_set
 from harmony.dicom.scanner import HeaderScanner
 from harmony.dicom.uid import is_valid_uid, path_component
@@ -55,7 +60,7 @@ def read_stored_header(root: str, path: str) -> IndexedInstance:
         status = os.fstat(fd)
         data = os.read(fd, FIRST_READ_BYTES)
         meta, data = _file_meta(fd, data)
-        pixel_data_offset, header = _header(fd, data, meta, status.st_size)
+        pixel_data_offset, header = _header(fd, data, meta, status.st_size, complete=True)
     finally:
         os.close(fd)
     study, series, instance = _identify(path, header, data, meta)
@@ -111,8 +116,13 @@ def _read(fd: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _header(fd: int, data: bytes, meta: FileMeta, file_size: int) -> tuple[int | None, Entity]:
-    """Return where the pixel data begin, when that is certain, and the decoded header."""
+def _header(
+    fd: int, data: bytes, meta: FileMeta, file_size: int, *, complete: bool = False
+) -> tuple[int | None, Entity]:
+    """Return where the pixel data begin, when that is certain, and the decoded header.
+
+    complete: with bulk data, or references to them.
+    """
     syntax = meta.transfer_syntax_uid
     deflated = syntax == _DEFLATED_EXPLICIT_VR
     at = None if deflated else _find_pixel_data(fd, data, meta, file_size)
@@ -120,9 +130,16 @@ def _header(fd: int, data: bytes, meta: FileMeta, file_size: int) -> tuple[int |
         data += _read(fd, MAXIMUM_HEADER_BYTES + meta.data_set_offset - len(data))
         at = None if deflated else _find_pixel_data(fd, data, meta, file_size)
     try:
-        header = decode_data_set(memoryview(data)[meta.data_set_offset :], syntax)
+        header = decode_data_set(
+            memoryview(data)[meta.data_set_offset :],
+            syntax,
+            complete=complete,
+            maximum_sequence_bytes=MAXIMUM_VALUE_BYTES,
+        )
     except DataSetError:
         return None, {}  # it has been received, so its UIDs could be read
+    if complete:
+        name_bulk_data(header, "")
     # An icon at the end of a file without pixel data ends where the file ends, too.
     return (at if "00280010" in header else None), header
 

@@ -132,6 +132,7 @@ def decode_data_set(
     stop_before: int = PIXEL_DATA,
     maximum_value_bytes: int = MAXIMUM_VALUE_BYTES,
     complete: bool = False,
+    maximum_sequence_bytes: int | None = None,
 ) -> Model:
     """Decode a data set, or the beginning of one, to the DICOM JSON Model.
 
@@ -139,7 +140,8 @@ def decode_data_set(
     transfer_syntax_uid: as negotiated; the first element is believed where it says otherwise.
     stop_before: the first top-level element with this tag or a higher one ends the reading.
     complete: sequences however long, bulk data up to 1 KiB as InlineBinary; an element whose value is left out has an
-    empty BulkDataURI, for the caller to fill in.
+    empty BulkDataURI, for the caller to fill in. maximum_sequence_bytes: of these; a longer sequence is left out like
+    any other value.
     Tags ascend; strings are Unicode whatever (0008,0005) says, which is kept as it was sent: it names the set to
     answer in, and is to be left out where a model is sent as JSON.
     Raises DataSetError when nothing of it can be read. Empty data is an empty data set.
@@ -149,9 +151,8 @@ def decode_data_set(
     deflated = transfer_syntax_uid == _DEFLATED_EXPLICIT_VR
     for window, is_all in _inflated(data) if deflated else _windows(data):
         start = _after_file_meta(window)
-        decoder = _Decoder(
-            window, encoding_of(window, start, transfer_syntax_uid), maximum_value_bytes, complete
-        )
+        encoding = encoding_of(window, start, transfer_syntax_uid)
+        decoder = _Decoder(window, encoding, maximum_value_bytes, complete, maximum_sequence_bytes)
         model = decoder.run(start, stop_before)
         if is_all or decoder.stopped:
             if not model and not decoder.understood and any(window[:64]):
@@ -164,7 +165,12 @@ class _Decoder:
     """The state of one decoding. `_elements` reads values, the methods after it all that is no plain value."""
 
     def __init__(
-        self, data: bytes, encoding: ElementEncoding, maximum_value_bytes: int, complete: bool
+        self,
+        data: bytes,
+        encoding: ElementEncoding,
+        maximum_value_bytes: int,
+        complete: bool,
+        maximum_sequence_bytes: int | None,
     ) -> None:
         self.stopped = False
         """The end was found; more bytes would not change the result."""
@@ -178,9 +184,12 @@ class _Decoder:
         self._plain_bytes = (
             min(maximum_value_bytes, MAXIMUM_INLINE_BYTES) if complete else maximum_value_bytes
         )
-        self._maximum_sequence_bytes = len(data) if complete else maximum_value_bytes
+        unbounded = complete and maximum_sequence_bytes is None
+        self._maximum_sequence_bytes = (
+            len(data) if unbounded else maximum_sequence_bytes or maximum_value_bytes
+        )
         self._levels: list[_Level] = []
-        self._budget = MAXIMUM_ELEMENTS_COMPLETE if complete else MAXIMUM_ELEMENTS
+        self._budget = MAXIMUM_ELEMENTS_COMPLETE if unbounded else MAXIMUM_ELEMENTS
 
     def run(self, at: int, stop_before: int) -> Model:
         root = _Level(self._encoding, len(self._data), stop_before=stop_before)
@@ -268,7 +277,7 @@ class _Decoder:
             turned = level.encoding.byteorder == "big" and form != UNKNOWN_VR
             word_bytes = WORD_BYTES.get(vr, 1) if turned else 1
             return inline_binary(vr, value if word_bytes == 1 else _turned(value, word_bytes))
-        if len(value) > self._maximum_value_bytes:
+        if len(value) > self._maximum_value_bytes or (vr == "SQ" and value):  # a sequence that is too long
             return self._left_out(vr)
         if vr in BULK_VRS or vr == "SQ":
             return {"vr": vr}
@@ -350,6 +359,7 @@ class _Decoder:
     def _end_sequence(self, sequence: _Sequence, at: int) -> int:
         if at - sequence.start > self._maximum_sequence_bytes:
             sequence.element.pop("Value", None)
+            sequence.element.update(self._left_out("SQ"))
         return at
 
     def _delimiter(self, level: _Level, tag: int, value: int) -> int:

@@ -1,8 +1,8 @@
 """The complete headers of instances, for `Backend.metadata`: out of the index, out of files, or while they arrive.
 
-What the index holds is the whole header of most objects, as JSON, and goes out without having been decoded. Where
-something may have been left out of it (bulk data that may as well be empty, sequences longer than it takes) the header
-is read from the file, up to the pixel data.
+What the index holds is the whole header of most objects, as JSON, and goes out without having been decoded: bulk data
+are in it, or the path of each, before which the URL is put. Where a sequence is longer than the index takes, and for a
+few others, the header is read from the file, up to the pixel data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import msgspec
 from harmony.archive.index import StoredInstance
 from harmony.archive.stored_header import MAXIMUM_HEADER_BYTES
 from harmony.dicom.bulk_data import HeaderStream, name_bulk_data
-from harmony.dicom.data_set_decoder import MAXIMUM_VALUE_BYTES
 from harmony.dicom.json_model import PIXEL_DATA, DataSetError, Model, decode_data_set, text_of
 from harmony.dicom.transcode import NATIVE_TRANSFER_SYNTAXES, TranscodeError, in_turns
 from harmony.dimse.cancellation import close_iterator
@@ -42,8 +41,8 @@ _PIXEL_DATA: Final = "7FE00010"
 
 # In a header as JSON. Quotation marks inside of values are escaped, so these are not.
 _ROWS: Final = b'"00280010":'
-_MAYBE_LEFT_OUT: Final = re.compile(rb'"vr":"(?:O[BDFLVW]|UN)"}').search
-_SEQUENCE_LEFT_OUT: Final = b'"vr":"SQ"}'
+_REFERENCE: Final = b'"BulkDataURI":"'
+_SEQUENCE_LEFT_OUT: Final = b'"vr":"SQ","BulkDataURI":"'
 _BITS_ALLOCATED: Final = re.compile(rb'"00280100":{"vr":"US","Value":\[([0-9]{1,5})').search
 _CHARACTER_SET: Final = re.compile(rb'"00080005":{[^{}]*},').sub
 """What is stored is not true of JSON, which is UTF-8 (PS3.18 §F.2.1)."""
@@ -90,16 +89,18 @@ def stored_header(stored: StoredInstance, encoded: bytes, root: str) -> bytes | 
     try:
         if stored.pixel_data_offset is None and _ROWS in encoded:  # not looked for, or not found
             return _encoded(_beginning(stored) or _streamed(stored), url)
-        if _MAYBE_LEFT_OUT(encoded) or (size > MAXIMUM_VALUE_BYTES and _SEQUENCE_LEFT_OUT in encoded):
-            if (
-                size > MAXIMUM_HEADER_BYTES
-                or stored.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
-            ):
-                return _encoded(_streamed(stored), url)
+        referring = _REFERENCE in encoded
+        if size > MAXIMUM_HEADER_BYTES or (
+            referring and stored.transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+        ):
+            return _encoded(_streamed(stored), url)
+        if _SEQUENCE_LEFT_OUT in encoded:
             data = b"".join(_content(stored, size))
             model = decode_data_set(data, stored.transfer_syntax_uid, complete=True)
             name_bulk_data(model, f"{url}/bulkdata/")
             encoded = msgspec.json.encode(model)
+        elif referring:
+            encoded = encoded.replace(_REFERENCE, _REFERENCE + f"{url}/bulkdata/".encode())
     except (OSError, DataSetError, TranscodeError) as error:
         return _unreadable(stored.sop_instance_uid, error)
     if stored.pixel_data_offset is not None:

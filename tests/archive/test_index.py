@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,30 @@ def test_headers_are_returned_as_they_were_stored(index: SQLiteIndex) -> None:
     index.add([first, second])
     headers = [header for _, header in index.headers(UniqueKeys(study_instance_uids=["1.1"]))]
     assert headers == [first.header, second.header]
+
+
+def test_references_to_bulk_data_are_in_encoded_headers_only(index: SQLiteIndex) -> None:
+    """Where there is no URL for them, an element whose value is elsewhere has none. Text that looks like a reference is
+    text."""
+    text = ',"BulkDataURI":"00291010"'
+    referring: dict[str, Any] = {
+        "00204000": {"vr": "LT", "Value": [text]},
+        "00291010": {"vr": "OB", "BulkDataURI": "00291010"},
+        "00291011": {"vr": "SQ", "Value": [{"00291010": {"vr": "UN", "BulkDataURI": "00291011/1/00291010"}}]},
+    }
+    plain = referring | {
+        "00291010": {"vr": "OB"},
+        "00291011": {"vr": "SQ", "Value": [{"00291010": {"vr": "UN"}}]},
+    }
+    stored = instance("1.1.1.1")
+    index.add([replace(stored, header=stored.header | referring)])
+    keys = UniqueKeys(study_instance_uids=["1.1"])
+    [(_, encoded)] = index.encoded_headers(keys)
+    assert json.loads(encoded) == stored.header | referring
+    [(_, decoded)] = index.headers(keys)
+    assert decoded == stored.header | plain
+    [found] = find(index, Level.IMAGE)
+    assert found.items() >= plain.items()
 
 
 def test_retrieval_by_unique_keys(index: SQLiteIndex, tmp_path: Path) -> None:

@@ -520,6 +520,37 @@ def test_header_longer_than_the_first_read(tmp_path: Path) -> None:
     assert read.pixel_data_offset == read.size_bytes - len(PIXELS[EXPLICIT])
 
 
+def test_bulk_data_are_in_the_header_or_their_paths_are(tmp_path: Path) -> None:
+    """Private elements of one, none and 2000 bytes (OB), of an item, and a sequence of more than 64 KiB."""
+
+    def long(tag: bytes, vr: bytes, value: bytes) -> bytes:
+        return tag + vr + b"\0\0" + len(value).to_bytes(4, "little") + value
+
+    def item(value: bytes) -> bytes:
+        return b"\xfe\xff\x00\xe0" + len(value).to_bytes(4, "little") + value
+
+    private = (
+        long(b"\x29\x00\x10\x10", b"OB", b"\1\2")
+        + long(b"\x29\x00\x11\x10", b"OB", b"")
+        + long(b"\x29\x00\x12\x10", b"OB", bytes(2000))
+        + long(b"\x29\x00\x13\x10", b"SQ", item(b"") + item(long(b"\x29\x00\x12\x10", b"UN", bytes(2000))))
+        + long(b"\x29\x00\x14\x10", b"SQ", item(b"") * 8193)
+        + long(b"\x29\x00\x15\x10", b"SQ", b"")
+    )
+    path = write(tmp_path, data_set("1.1.1.1") + private + PIXELS[EXPLICIT], EXPLICIT)
+    assert read_stored_header(str(tmp_path), path).header == header("1.1.1.1") | {
+        "00291010": {"vr": "OB", "InlineBinary": "AQI="},
+        "00291011": {"vr": "OB"},
+        "00291012": {"vr": "OB", "BulkDataURI": "00291012"},
+        "00291013": {
+            "vr": "SQ",
+            "Value": [{}, {"00291012": {"vr": "UN", "BulkDataURI": "00291013/2/00291012"}}],
+        },
+        "00291014": {"vr": "SQ", "BulkDataURI": "00291014"},
+        "00291015": {"vr": "SQ"},
+    }
+
+
 def test_an_icon_is_not_the_pixel_data(tmp_path: Path) -> None:
     item = PIXELS[JPEG]
     icon = (

@@ -98,6 +98,21 @@ def test_bulk_data_in_items(defined: bool, piece: int) -> None:
     } | {"54000100": {"vr": "SQ", "Value": [{}, {"54001010": {"vr": "OW", "BulkDataURI": ""}}]}}
 
 
+@pytest.mark.parametrize("defined", [True, False])
+def test_a_sequence_longer_than_wanted_is_left_out(defined: bool) -> None:
+    """Of 80 bytes, or 88 with its delimiter."""
+    items = (ITEM + b"\0\0\0\0") * 10
+    end = len(items).to_bytes(4, "little") + items if defined else UNDEFINED + items + SEQUENCE_END
+    data = PATIENT_ID + WAVEFORMS + end
+
+    def decoded(**options: Any) -> dict[str, Any]:
+        return decode_data_set(data, EXPLICIT, **options)["54000100"]
+
+    assert decoded(complete=True, maximum_sequence_bytes=88) == {"vr": "SQ", "Value": [{}] * 10}
+    assert decoded(complete=True, maximum_sequence_bytes=72) == {"vr": "SQ", "BulkDataURI": ""}
+    assert decoded(maximum_value_bytes=72) == {"vr": "SQ"}
+
+
 def test_missing_delimiters_are_supplied() -> None:
     waveform = long_form(WAVEFORM, b"OW", b"\1\2")
     data = (

@@ -23,6 +23,7 @@ import pytest
 from pydicom.uid import UID
 
 from harmony.archive.files import FileStore
+from harmony.archive.index import UniqueKeys
 from harmony.archive.indexing import ArchiveIndex
 from harmony.dicom.json_model import encode_data_set
 from harmony.dicom.transcode import Transcoder
@@ -623,6 +624,33 @@ async def test_metadata(site: Site) -> None:
         "00281203": {"vr": "OW"},
         "7FE00010": {"vr": "OB", "BulkDataURI": f"{bulk}7FE00010"},
     }
+
+
+async def test_metadata_with_private_elements_need_no_file(local: Site, archive: LocalArchive) -> None:
+    item = element(0x00091013, "OB", bytes(2000))
+    items = b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item
+    before = (
+        element(0x00091010, "OB", b"\1\2")
+        + element(0x00091011, "UN", b"")
+        + element(0x00091012, "OB", bytes(70_000))
+        + b"\x09\x00\x14\x10SQ\0\0" + len(items).to_bytes(4, "little") + items
+    )  # fmt: skip
+    await local.put(image(1, before=before))
+    assert archive.index is not None
+    [stored] = archive.index.instances(UniqueKeys(study_instance_uids=[STUDY]))
+    os.truncate(stored.path, 0)
+    [model] = (await local.get(FIRST + "/metadata")).json
+    bulk = f"{local.root}{FIRST}/bulkdata/"
+    assert {tag: each for tag, each in model.items() if tag.startswith("0009")} == {
+        "00091010": {"vr": "OB", "InlineBinary": "AQI="},
+        "00091011": {"vr": "UN"},
+        "00091012": {"vr": "OB", "BulkDataURI": f"{bulk}00091012"},
+        "00091014": {
+            "vr": "SQ",
+            "Value": [{"00091013": {"vr": "OB", "BulkDataURI": f"{bulk}00091014/1/00091013"}}],
+        },
+    }
+    assert model["7FE00010"]["BulkDataURI"] == f"{bulk}7FE00010"
 
 
 async def test_an_etag_spares_the_metadata_of_an_instance(site: Site) -> None:
