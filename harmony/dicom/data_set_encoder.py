@@ -17,6 +17,7 @@ import binascii
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from struct import Struct, pack
 from struct import error as StructError
 from typing import Any
@@ -44,6 +45,10 @@ _VRS = frozenset(vr.decode() for vr in KNOWN_VRS)
 _BINARY_VRS = BULK_VRS | {"UN"}
 _NUL_PADDED_VRS = _BINARY_VRS | {"UI"}  # PS3.5 §6.2; the others are padded with a space
 _WORD_BYTES = {"OD": 8, "OF": 4, "OL": 4, "OV": 8, "OW": 2}
+
+
+_LEFT_OUT_GROUPS = frozenset((0x0000, 0x0002, 0xFFFE))
+_TEXT_VRS = _VRS - _BINARY_VRS - NUMBER_FORMATS.keys() - {"AT", "SQ"}
 
 
 class ModelError(ValueError):
@@ -115,13 +120,14 @@ class _Encoder:
         elements: dict[int, bytes] = {}
         for name, element in model.items():
             try:
-                tag = tag_of(name)
+                tag, formatted = _tag(name)
             except ValueError as problem:
                 raise ModelError(f"{path}{name[:64]}", str(problem)) from None
-            if tag >> 16 in (0x0000, 0x0002, 0xFFFE) or tag & 0xFFFF == 0:
+            if tag >> 16 in _LEFT_OUT_GROUPS or not tag & 0xFFFF:
                 continue
-            key = path + format_tag(tag)
-            if not isinstance(element, Mapping):
+            key = path + formatted
+            # Nearly all are plain dicts, and asking an abstract class takes many times longer.
+            if type(element) is not dict and not isinstance(element, Mapping):
                 raise ModelError(key, f"expected an object with vr and Value, not {type(element).__name__}")
             if tag == _SPECIFIC_CHARACTER_SET:
                 elements.update({} if depth else {tag: b""})  # items have that of the data set
@@ -152,13 +158,15 @@ class _Encoder:
         if element.get("BulkDataURI") is not None:
             raise ModelError(key, "BulkDataURI cannot be resolved here: expected Value or InlineBinary")
         values = element.get("Value")
+        if type(values) is list and len(values) == 1 and type(values[0]) is str and vr in _TEXT_VRS:
+            return self._text(values[0], vr, key)  # most elements
         if values is None:
             return b""
         if not isinstance(values, Sequence) or isinstance(values, str):
             values = [values]
         if vr == "SQ":
             return b"".join(self._item(item, f"{key}[{at}]", depth) for at, item in _items(values))
-        if all(value is None or value in ("", {}) for value in values[:1]) and len(values) < 2:
+        if not values or (len(values) == 1 and values[0] in (None, "", {})):
             return b""
         if vr in NUMBER_FORMATS:
             return self._numbers(values, vr, key)
@@ -215,6 +223,13 @@ class _Encoder:
             words = [data[at : at + size][::-1] for at in range(0, whole, size)]
             return b"".join(words) + data[whole:]  # in the model it is little-endian (PS3.18 §F.2.7)
         return data
+
+
+@lru_cache(maxsize=16384)  # as for the dictionary: peers can invent others
+def _tag(name: str) -> tuple[int, str]:
+    """A tag, and how it is written. Raises ValueError."""
+    tag = tag_of(name)
+    return tag, format_tag(tag)
 
 
 def _items(values: Sequence[Any]) -> Iterator[tuple[int, Any]]:
