@@ -67,7 +67,7 @@ class Run:
     peak_rss_bytes: int = 0
     first_s: tuple[float, ...] = ()
     last_s: tuple[float, ...] = ()
-    together_per_s: float = 0.0  # of requests, on several connections
+    together_per_s: float = 0.0  # of requests, on several connections; 0: not asked
 
     @property
     def per_s(self) -> float:
@@ -253,9 +253,9 @@ class _Bench:
                 rows.append([
                     query.title if not place else "",
                     TITLES[server],
-                    f"{number(median(last))} / {number(quantiles(last, n=20)[-1])}",
+                    f"{number(median(last))} / {number(_p95(last))}",
                     spread(rates),
-                    spread([run.together_per_s for run in its]),
+                    spread([run.together_per_s for run in its if run.together_per_s]),
                     spread([run.cpu_ms_each for run in its]),
                     "" if server == PACS else _ratio(rates, plugin),
                 ])  # fmt: skip
@@ -275,7 +275,7 @@ class _Bench:
             ),
             _Query("series", "series of a study", sizes.requests, 2, lambda n: f"/studies/{study(n).uid}/series"),
             _Query(
-                "instances", f"{sizes.instances} instances of a series", 2, sizes.instances,
+                "instances", f"{sizes.instances} instances of a series", 1, sizes.instances,
                 lambda n: f"/studies/{series}/series/{series}.1/instances",
             ),
         ]  # fmt: skip
@@ -398,7 +398,7 @@ class _Bench:
         servers: dict[str, Served] | None = None,
         check: tuple[str, int] | None = None,
     ) -> dict[str, list[Run]]:
-        """Runs by server. check: a path, and of how many items at least the answer has to be."""
+        """Runs by server. check: a path to warm up with, and of how many items at least the answer has to be."""
         served = list((servers or self._servers).values())
         runs: list[Run] = []
         for turn in range(-1, self._sizes.rounds):  # the first to warm up: imports, caches, first allocations
@@ -409,6 +409,7 @@ class _Bench:
                         found = _get(each, [check[0]], accept=JSON, keep=True)["items"]
                         if found < check[1]:
                             raise PeerError(f"{found} items, expected {check[1]}")
+                        continue
                     done = measure(each, turn + 1)
                 except (PeerError, OSError, subprocess.TimeoutExpired) as error:
                     self._failures.append(f"{title}, {each.archive.name}: {error}")
@@ -432,10 +433,13 @@ def _searching(query: _Query) -> Measure:
         before_s = cpu_at_rest_s(served.pid)
         got = _get(served, paths, accept=JSON)
         cpu_s = cpu_at_rest_s(served.pid) - before_s
-        together = _get(served, paths * 2, accept=JSON, connections=min(CONNECTIONS, 2 * len(paths)))
+        together_per_s = 0.0
+        if query.requests >= CONNECTIONS:
+            together = _get(served, paths, accept=JSON, connections=CONNECTIONS)
+            together_per_s = together["requests"] / together["elapsed_s"]
         return Run(
             f"search {query.name}", served.archive.name, query.requests, got["body_bytes"], got["elapsed_s"], cpu_s,
-            last_s=tuple(got["last_s"]), together_per_s=together["requests"] / together["elapsed_s"],
+            last_s=tuple(got["last_s"]), together_per_s=together_per_s,
         )  # fmt: skip
 
     return search
@@ -474,6 +478,10 @@ def _retrieving(workload: Workload, count: int) -> Measure:
         return run
 
     return retrieve
+
+
+def _p95(values: Sequence[float]) -> float:
+    return quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
 
 
 def _ratio(values: Sequence[float], reference: Sequence[float]) -> str:
