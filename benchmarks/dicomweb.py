@@ -103,7 +103,7 @@ class Sizes:
     first_rounds: int
 
 
-FULL = Sizes(5, 300, 100, 1000, 400, (("ct", 40), ("small", 400)), 10)
+FULL = Sizes(4, 300, 100, 1000, 400, (("ct", 40), ("small", 400)), 10)
 QUICK = Sizes(3, 100, 50, 1000, 100, (("ct", 20), ("small", 100)), 5)
 
 Measure = Callable[[Served, int], Run]
