@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,7 @@ _PEER_PATH = os.pathsep.join(
 
 FREE_PORTS = range(20000, 32000)
 LEAVING_TIMEOUT_S = 20.0
+UNTIL_TIMEOUT_S = 20.0
 
 # Shipped to show what broken files look like.
 _BROKEN_SAMPLES = {"badVR.dcm", "rtplan_truncated.dcm"}
@@ -251,3 +252,15 @@ def require_peer() -> Callable[[str], str]:
         pytest.skip(message)
 
     return require
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """await until(condition): of what happens in threads and on the disk, where there is nothing to await."""
+
+    async def until(condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(UNTIL_TIMEOUT_S):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    return until

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,18 +63,6 @@ def make_instance() -> MakeInstance:
         return Instance(sop_class, sop_instance_uid, IMPLICIT, data)
 
     return make
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
-    """await until(condition): of what happens in threads and on the disk, where there is nothing to await."""
-
-    async def until(condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-
-    return until
 
 
 # The gateway
