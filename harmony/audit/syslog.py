@@ -16,6 +16,7 @@ import ssl
 import struct
 import sys
 import termios
+from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -63,12 +64,12 @@ class StreamSender:
         host: str,
         port: int,
         *,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: Callable[[], ssl.SSLContext] | None = None,
         server_hostname: str | None = None,
         timeout_s: float = 30.0,
     ) -> None:
-        """server_hostname: the name in the certificate; None: the host. timeout_s: for connecting, and for the
-        collector to take anything."""
+        """ssl_context: asked for each connection, so that certificates may change. server_hostname: the name in the
+        certificate; None: the host. timeout_s: for connecting, and for the collector to take anything."""
         self._host = host
         self._port = port
         self._ssl_context = ssl_context
@@ -97,9 +98,10 @@ class StreamSender:
         ):  # the collector has closed it while there was nothing to send
             await self.close()
         if self._streams is None:
-            name = (self._server_hostname or self._host) if self._ssl_context is not None else None
+            context = self._ssl_context() if self._ssl_context is not None else None
+            name = (self._server_hostname or self._host) if context is not None else None
             self._streams = await asyncio.open_connection(
-                self._host, self._port, ssl=self._ssl_context, server_hostname=name
+                self._host, self._port, ssl=context, server_hostname=name
             )
         return self._streams
 

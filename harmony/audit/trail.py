@@ -67,7 +67,8 @@ class AuditTrail:
         self.lost_count = 0
         self._sender = sender
         self._keep_days = keep_days
-        self._host = socket.gethostname()
+        self.host = socket.gethostname()
+        """Our own name, as the records have it."""
         self._fd = -1
         self._day = ""
         self._unwritten: deque[bytes] = deque()
@@ -125,7 +126,7 @@ class AuditTrail:
         line = syslog.record(
             encode(message, self.source),
             at=message.at,
-            host=self._host,
+            host=self.host,
             program="harmony",
             process=os.getpid(),
             failed=message.outcome is not Outcome.SUCCESS,

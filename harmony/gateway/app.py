@@ -23,6 +23,8 @@ from pathlib import Path
 
 from harmony.archive.index import ArchiveIndexError
 from harmony.archive.indexing import ArchiveIndex, Progress, Report
+from harmony.gateway.activity import CALLER, Caller
+from harmony.gateway.auditing import Auditor
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.errors import StartError
 from harmony.gateway.forwarded import trace
@@ -140,6 +142,7 @@ class Gateway:
         self._listeners.swap(self.assembly)
         await self.assembly.certificates.start()
         self._told_management()
+        self._told_auditor()
         if management is not None:
             management.phase = Phase.SERVING
 
@@ -147,6 +150,21 @@ class Gateway:
         with _explained(part.name):
             await part.start()
         self._running.append(part)
+
+    def _told_auditor(self) -> None:
+        """Whom the listeners tell of those who were refused."""
+        auditor = self.assembly.auditor
+        if auditor is not None:
+            auditor.ae_titles = tuple(
+                dict.fromkeys(scp.options.local_aet for each in self.assembly.dicom for scp in each.scps)
+            )
+        handshake_failed = auditor.handshake_failed if auditor is not None else None
+        for listener in self.assembly.dicom:
+            acceptor = listener.server.acceptor
+            acceptor.on_rejected = auditor.rejected if auditor is not None else None
+            acceptor.on_handshake_failed(handshake_failed)
+        for server in (self._listeners.http, self._listeners.management_http):
+            server.on_handshake_failed(handshake_failed)
 
     def _told_management(self) -> None:
         management = self.assembly.management
@@ -188,10 +206,16 @@ class Gateway:
                 await self._go_over_to(config, assembly)
             await self.reload_certificates()
         except (ConfigError, StartError) as error:
+            self._audit_reload(refused=True)
             logger.error("the configuration was not reloaded, nothing has changed: %s", error)
             raise
+        self._audit_reload(refused=False)
         logger.info("the configuration was reloaded: %s", ", ".join(map(str, config.sources)) or "embedded")
         return config
+
+    def _audit_reload(self, *, refused: bool) -> None:
+        if self.assembly.auditor is not None:
+            self.assembly.auditor.reloaded(map(str, self.config.sources), refused=refused)
 
     async def _go_over_to(self, config: LoadedConfig, assembly: Assembly) -> None:
         old = self.assembly
@@ -223,6 +247,7 @@ class Gateway:
         self.config, self.assembly, self._routers = config, assembly, assembly.routers
         self._listeners.swap(assembly)
         self._told_management()
+        self._told_auditor()
         wanted = {id(part.thing) for part in parts}
         retired = [part for part in self._running if id(part.thing) not in wanted]
         self._running = [part for part in self._running if id(part.thing) in wanted]
@@ -285,6 +310,9 @@ class Gateway:
         router = self._routers.get(request.network)
         if router is None:
             raise HTTPError(404, "nothing is served here")
+        if self.assembly.auditor is not None:
+            request.state[_AUDITOR] = self.assembly.auditor
+            CALLER.set(Caller(request))  # the task also sends the body
         return await router(request)
 
     def _exchanged(self, exchanged: Exchanged) -> None:
@@ -292,17 +320,22 @@ class Gateway:
         requests = request.state.get(_REQUESTS) if request is not None else None
         if isinstance(requests, _Requests):
             requests.ended()
+        auditor = request.state.get(_AUDITOR) if request is not None else None
+        if request is not None and isinstance(auditor, Auditor):
+            auditor.request_ended(request)
         if management is not None:
             management.metrics.http.answered(exchanged)
 
 
-_REQUESTS = "requests"
-"""Key of `Request.state`."""
+_REQUESTS, _AUDITOR = "requests", "auditor"
+"""Keys of `Request.state`."""
 
 
 def _parts(assembly: Assembly) -> Iterator[_Part]:
     """What an assembly consists of, in the order of the start."""
     yield _Part(assembly.authentications, "", _nothing, assembly.authentications.stop)
+    if assembly.auditor is not None:
+        yield _Part(assembly.auditor, str(assembly.auditor), assembly.auditor.start, assembly.auditor.stop)
     for path, store in assembly.envelope_stores.items():
         opened = _opening(store)
         yield _Part(store, f"the envelope store {path}", opened, _closing(store))

@@ -328,6 +328,31 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Collector:
+    """A syslog collector."""
+
+    host: str
+    port: int
+    protocol: str
+    """tls, tcp or udp."""
+    tls: ClientTLS
+    server_name: str | None = None
+    """The name in its certificate; None: host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An audit trail that is kept."""
+
+    folder: Path
+    keep_days: int
+    source_id: str
+    site: str
+    collector: Collector | None
+    origin: Origin = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedConfig:
     """Everything the gateway is assembled from."""
 
@@ -345,6 +370,8 @@ class LoadedConfig:
     """The files read, main file first; empty for the embedded default."""
     keep_keys_s: float = 24 * 3600.0
     """For how long the public keys of token issuers are kept."""
+    audit: Audit | None = None
+    """None: none is kept."""
 
     def http_networks(self) -> tuple[Network, ...]:
         """The networks whose HTTP listener must be opened: an HTTP endpoint or the management API is on them."""

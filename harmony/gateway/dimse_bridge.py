@@ -28,6 +28,7 @@ from harmony.dimse.retrieve_scp import Unavailable
 from harmony.dimse.scu import Instance
 from harmony.dimse.status import DimseError, Outcome
 from harmony.dimse.sub_operations import Counters
+from harmony.gateway.audited_backend import AuditedPACS
 from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.backend_errors import BACKEND_ERRORS, BackendError, backend_failure, unreachable
 from harmony.gateway.config import Endpoint
@@ -60,7 +61,12 @@ class DimseBridge:
     """One endpoint. folders: where instances are retrieved to. max_body_bytes: of bodies that are JSON."""
 
     def __init__(
-        self, endpoint: Endpoint, scu: DicomSCU, folders: RetrievedFolders, *, max_body_bytes: int
+        self,
+        endpoint: Endpoint,
+        scu: DicomSCU | AuditedPACS,
+        folders: RetrievedFolders,
+        *,
+        max_body_bytes: int,
     ) -> None:
         options = endpoint.options
         assert isinstance(options, HttpEndpointOptions)

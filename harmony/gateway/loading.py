@@ -16,8 +16,11 @@ from typing import TypeVar
 
 from harmony.gateway import authentication_checks, checks, sections
 from harmony.gateway.addresses import DEFAULT_DICOM_PORT, clean_path
-from harmony.gateway.components import Components, server_tls
+from harmony.gateway.components import Components, check_file, server_tls
 from harmony.gateway.config import (
+    Audit,
+    ClientTLS,
+    Collector,
     ConfigError,
     Listener,
     LoadedConfig,
@@ -73,6 +76,7 @@ def resolve(documents: Sequence[Document], *, env: Mapping[str, str], report: Re
     storage_path = _storage_path(merged, report)
     networks = _networks(merged, report)
     management = _management(merged, networks, report)
+    audit = _audit(merged, report, storage_path=storage_path, instance=proxy.id or proxy.name or "")
     _check_what_is_not_wired(merged, report)
     components = Components(merged, report, storage_path=storage_path)
     management = _authenticated(management, merged, components)
@@ -88,6 +92,7 @@ def resolve(documents: Sequence[Document], *, env: Mapping[str, str], report: Re
         management=management,
         warnings=(),
         sources=tuple(document.path for document in documents if document.path is not None),
+        audit=audit,
         keep_keys_s=proxy.jwks_cache_duration_hours * 3600.0,
     )
     if not config.pipelines and not merged.named["pipelines"]:
@@ -195,6 +200,30 @@ def _management(merged: Merged, networks: Mapping[str, Network], report: Report)
             report.error(place, "network", f"is {show(table.network)}, which has no http listener")
     return Management(
         table.enabled, clean_path(table.base_path) or "/", network=table.network, origin=place.origin()
+    )
+
+
+def _audit(merged: Merged, report: Report, *, storage_path: Path, instance: str) -> Audit | None:
+    table, place = _single(merged, "audit", sections.AuditTable, report)
+    collector = None
+    if table.syslog is not None:
+        syslog, inner = table.syslog, place.child("syslog")
+        for key in ("ca_cert_path", "cert_path", "key_path"):
+            check_file(getattr(syslog, key), inner, key, report)
+        if (syslog.cert_path is None) != (syslog.key_path is None):
+            report.error(inner, "cert_path", "and key_path go together")
+        tls = ClientTLS(syslog.ca_cert_path, syslog.cert_path, syslog.key_path, syslog.tls_profile)
+        port = syslog.port or (514 if syslog.protocol == "udp" else 6514)
+        collector = Collector(syslog.host, port, syslog.protocol, tls, syslog.tls_server_name)
+    if not table.enabled:
+        return None
+    return Audit(
+        table.folder or storage_path / "audit",
+        table.keep_days,
+        table.source_id or instance,
+        table.site,
+        collector=collector,
+        origin=place.origin(),
     )
 
 

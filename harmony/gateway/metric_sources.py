@@ -12,11 +12,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
+from harmony.audit.trail import AuditTrail
 from harmony.gateway.metrics import Source
 from harmony.gateway.tls import Certificates
 from harmony.jmix.outbox import Outbox
 
-__all__ = ["archive_source", "certificate_source", "envelope_source", "outbox_source", "storage_source"]
+__all__ = [
+    "archive_source",
+    "audit_source",
+    "certificate_source",
+    "envelope_source",
+    "outbox_source",
+    "storage_source",
+]
 
 
 def certificate_source(certificates: Certificates) -> Source:
@@ -31,6 +39,27 @@ def certificate_source(certificates: Certificates) -> Source:
         for path, left_s in certificates.seconds_left():
             left.add_metric([str(path)], left_s)
         yield left
+
+    return ask
+
+
+def audit_source(trail: AuditTrail) -> Source:
+    """The audit trail, and whether its collector has everything."""
+
+    def ask() -> Iterator[Metric]:
+        records = CounterMetricFamily("harmony_audit_records", "Messages of the audit trail.", labels=[])
+        records.add_metric([], trail.recorded_count)
+        yield records
+        lost = CounterMetricFamily(
+            "harmony_audit_lost", "Messages that neither disk nor memory could take.", labels=[]
+        )
+        lost.add_metric([], trail.lost_count)
+        yield lost
+        undelivered = GaugeMetricFamily(
+            "harmony_audit_undelivered", "1 while the collector does not have all messages.", labels=[]
+        )
+        undelivered.add_metric([], int(trail.undelivered))
+        yield undelivered
 
     return ask
 

@@ -21,8 +21,13 @@ import msgspec
 
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
+from harmony.audit.message import AuditSource
+from harmony.audit.syslog import DatagramSender, Sender, StreamSender
+from harmony.audit.trail import AuditTrail
 from harmony.dimse.observer import Observer
 from harmony.gateway import config
+from harmony.gateway.audited_backend import AuditedBackend, AuditedPACS
+from harmony.gateway.auditing import Auditor
 from harmony.gateway.authentication import Authentications, Gate
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Origin, Pipeline
@@ -41,7 +46,7 @@ from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.management import Management, serves_management
-from harmony.gateway.metric_sources import certificate_source
+from harmony.gateway.metric_sources import audit_source, certificate_source
 from harmony.gateway.no_backend import NoBackend
 from harmony.gateway.options import (
     ENVELOPE_FOLDER,
@@ -108,6 +113,8 @@ class Assembly:
     management: Management | None = None
     """None: nobody can ask, so nothing is counted."""
     receivers: StoreReceivers = field(default_factory=StoreReceivers)
+    auditor: Auditor | None = None
+    """None: no audit trail is kept."""
     certificates: Certificates = field(default_factory=Certificates)
     """Like the receivers, those of the gateway: every assembly takes them over."""
     provided: dict[int, frozenset[str]] = field(default_factory=dict)
@@ -138,6 +145,7 @@ class _Assembler:
             receivers=self.previous.receivers,
             certificates=self.previous.certificates,
         )
+        self.assembly.auditor = self._auditor()
         self._origin = next((each.origin for each in loaded.pipelines.values()), loaded.management.origin)
         """Of what several pipelines may share."""
         self._scps: dict[Listener, list[DicomSCP]] = {}
@@ -172,6 +180,9 @@ class _Assembler:
                     [scps[0].endpoint.origin.problem("options.aet_table", str(error))]
                 ) from error
         if self.assembly.management is not None:
+            if self.assembly.auditor is not None:
+                trail = self.assembly.auditor.trail
+                self.assembly.management.watched.sources.append(audit_source(trail))
             source = certificate_source(self.assembly.certificates)
             self.assembly.management.watched.sources.append(source)
             self.assembly.management.add_routes(self.assembly.routers, self.assembly.authentications)
@@ -210,6 +221,41 @@ class _Assembler:
         self.assembly.kept.append(Kept(purpose, settings, thing))
         return thing  # type: ignore[return-value]  # what is kept for a purpose is of one type
 
+    def _auditor(self) -> Auditor | None:
+        audit = self.config.audit
+        if audit is None:
+            return None
+
+        def make() -> Auditor:
+            try:
+                sender = self._sender(audit.collector) if audit.collector is not None else None
+            except (ValueError, OSError) as error:
+                raise ConfigError([audit.origin.problem("syslog", str(error))]) from error
+            source = AuditSource(audit.source_id, audit.site)
+            auditor = Auditor(AuditTrail(audit.folder, source, sender=sender, keep_days=audit.keep_days))
+            self.assembly.authentications.subscribe(auditor.authenticated)
+            return auditor
+
+        return self._kept(("the audit trail", _place(audit.folder)), audit, make, only_one=audit.origin)
+
+    def _sender(self, collector: config.Collector) -> Sender:
+        if collector.protocol == "udp":
+            return DatagramSender(collector.host, collector.port)
+        return StreamSender(
+            collector.host,
+            collector.port,
+            ssl_context=self.assembly.certificates.client(collector.tls)
+            if collector.protocol == "tls"
+            else None,
+            server_hostname=collector.server_name,
+        )
+
+    def _audited(self, backend: Backend) -> Backend:
+        auditor = self.assembly.auditor
+        if auditor is None or isinstance(backend, AuditedBackend):
+            return backend
+        return AuditedBackend(backend, auditor)
+
     def _add(self, pipeline: Pipeline) -> None:
         backend: Backend | None = None
         first: Endpoint | None = None
@@ -217,7 +263,7 @@ class _Assembler:
             if isinstance(endpoint.options, DicomScpOptions):
                 if backend is None or first is None:
                     first = endpoint
-                    backend = self._behind_scp(pipeline, endpoint.options)
+                    backend = self._audited(self._behind_scp(pipeline, endpoint.options))
                     self._behind[pipeline.name] = backend
                 _require_same_storage(first, endpoint)
                 for listener in endpoint.listeners:
@@ -429,7 +475,9 @@ class _Assembler:
         pacs = self._pacs(configured)
         folders = self._retrieved(configured, pacs)
         limit = self.config.max_body_bytes
-        self._add_routes(pipeline, endpoint, DimseBridge(endpoint, pacs, folders, max_body_bytes=limit))
+        auditor = self.assembly.auditor
+        audited = AuditedPACS(pacs, auditor) if auditor is not None else pacs
+        self._add_routes(pipeline, endpoint, DimseBridge(endpoint, audited, folders, max_body_bytes=limit))
 
     def _add_dicomweb(self, pipeline: Pipeline, endpoint: Endpoint) -> None:
         """In front of what is behind the DICOM endpoints of the pipeline, if it has any, or else of its backend or
@@ -439,10 +487,12 @@ class _Assembler:
             backend = self._source(pipeline.backends[0])
         elif backend is None:
             backend = self._stored_in(self.config.storage_path / OBJECT_FOLDER)
+        backend = self._audited(backend)
         if not backend.can_be_queried:
             message = "needs the index of what is received: options.index of the DICOM endpoint must be true"
             raise ConfigError([endpoint.origin.problem("service", message)])
-        behind = backend.peer.called_ae_title if isinstance(backend, DicomSCU) else "the archive"
+        bare = backend.backend if isinstance(backend, AuditedBackend) else backend
+        behind = bare.peer.called_ae_title if isinstance(bare, DicomSCU) else "the archive"
         limit = self.config.max_body_bytes
         self._add_routes(pipeline, endpoint, DicomWeb(endpoint, backend, behind=behind, max_body_bytes=limit))
 

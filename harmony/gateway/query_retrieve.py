@@ -29,6 +29,7 @@ from harmony.dimse.retrieve_scp import Selection, get_handler, move_handler
 from harmony.dimse.scp import Services
 from harmony.dimse.sop_class import is_storage_sop_class
 from harmony.dimse.status import DimseError, Status
+from harmony.gateway.activity import CALLER, Caller
 from harmony.gateway.backend import Backend, Query, Retrieve
 from harmony.gateway.options import DicomScpOptions
 from harmony.gateway.tls import Certificates
@@ -131,6 +132,7 @@ class QueryRetrieve:
     # C-FIND
 
     async def _find(self, operation: Operation) -> AsyncGenerator[bytes, None]:
+        CALLER.set(Caller(operation.association))
         with _answerable(Status.OUT_OF_RESOURCES):
             model = _model_of(operation)
             identifier = _identifier(operation)
@@ -157,6 +159,8 @@ class QueryRetrieve:
     async def _select(self, operation: Operation) -> Selection:
         request = operation.request
         assert isinstance(request, CGetRQ | CMoveRQ)
+        destination = request.move_destination if isinstance(request, CMoveRQ) else ""
+        CALLER.set(Caller(operation.association, destination))
         with _answerable(Status.OUT_OF_RESOURCES_UNABLE_TO_CALCULATE_NUMBER_OF_MATCHES):
             model = _model_of(operation)
             identifier = _identifier(operation)

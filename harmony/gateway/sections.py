@@ -74,6 +74,32 @@ class ManagementTable(Table, frozen=True):
     authentication: str | None = None
 
 
+class SyslogTable(Table, frozen=True):
+    """`audit.syslog`: the collector."""
+
+    host: Host
+    port: Port | None = None
+    """None: 6514, or 514 over UDP."""
+    protocol: Literal["tls", "tcp", "udp"] = "tls"
+    ca_cert_path: Path | None = None
+    cert_path: Path | None = None
+    key_path: Path | None = None
+    tls_server_name: Host | None = None
+    tls_profile: TLSProfile = "bcp195"
+
+
+class AuditTable(Table, frozen=True):
+    enabled: bool = False
+    folder: Path | None = None
+    """None: audit, below the storage folder."""
+    keep_days: Annotated[int, Meta(ge=0, le=36500)] = 0
+    """0: for ever."""
+    source_id: Name | None = None
+    """None: the name of this instance."""
+    site: str = ""
+    syslog: SyslogTable | None = None
+
+
 class ListenerTable(Table, frozen=True):
     """`network.<n>.http`, also spelled tcp_config."""
 

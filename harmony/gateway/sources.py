@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harmony.gateway.config import Origin, Problem, Severity
 
-SINGLE_SECTIONS = ("proxy", "logging", "storage", "management")
+SINGLE_SECTIONS = ("proxy", "logging", "storage", "management", "audit")
 NAMED_SECTIONS = (
     "network",
     "pipelines",

@@ -125,6 +125,10 @@ class HTTPServer:
         """Those open now."""
         return frozenset(self._connections)
 
+    def on_handshake_failed(self, tell: Callable[[str, str], None] | None) -> None:
+        """Have somebody told of TLS handshakes that fail: the peer's address, and why."""
+        self._handshakes.on_failed = tell
+
     def stop_listening(self, host: str, port: int) -> None:
         """Close the listener on an address. Connections that were accepted there are closed after the request that is
         in progress."""

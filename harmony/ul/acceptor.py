@@ -95,6 +95,8 @@ class Acceptor:
         self.limits = limits or AcceptorLimits()
         self.rejections: Counter[tuple[int, int, int]] = Counter()
         """How many associations were rejected, by result, source and reason (PS3.8 Table 9-21)."""
+        self.on_rejected: Callable[[Association, AssociateRQ, AssociateRJ], None] | None = None
+        """Told of each of them; from the event loop, must neither block nor raise."""
         self._make_user = make_user
         self._timeouts = timeouts or Timeouts()
         self._size_limits = size_limits
@@ -171,6 +173,10 @@ class Acceptor:
             )
         self._servers.append(server)  # before it serves, which takes a moment in which we may be cancelled
         await server.start_serving()
+
+    def on_handshake_failed(self, tell: Callable[[str, str], None] | None) -> None:
+        """Have somebody told of TLS handshakes that fail: the peer's address, and why."""
+        self._handshakes.on_failed = tell
 
     def follow(self, other: Acceptor) -> None:
         """Take on the timeouts, limits and checks of another acceptor, for associations that are accepted from now
@@ -284,10 +290,10 @@ class Acceptor:
 
     def _requested(self, association: Association, request: AssociateRQ) -> None:
         if self._draining:
-            self._reject(association, AssociateRJ(2, 3, 1))
+            self._reject(association, request, AssociateRJ(2, 3, 1))
             return
         if len(self._admitted) >= self.limits.maximum_associations:
-            self._reject(association, AssociateRJ(2, 3, 2))
+            self._reject(association, request, AssociateRJ(2, 3, 2))
             return
         self._admitted.add(association)
         self._none_admitted.clear()
@@ -309,7 +315,7 @@ class Acceptor:
         finally:
             del self._decisions[association]
         if response is None or isinstance(response, AssociateRJ):
-            self._reject(association, response or AssociateRJ(1, 2, 1))
+            self._reject(association, request, response or AssociateRJ(1, 2, 1))
             return
         verified = response if isinstance(response, VerifiedIdentity) else VerifiedIdentity(response)
         association.principal = verified.principal
@@ -330,7 +336,7 @@ class Acceptor:
             else:
                 response = negotiate(request, policy, identity_response=identity_response)
             if isinstance(response, AssociateRJ):
-                self._reject(association, response)
+                self._reject(association, request, response)
             else:
                 association.answer(response)
         except Exception:
@@ -338,6 +344,8 @@ class Acceptor:
             association.answer(AssociateRJ(1, 1, 1))  # nothing happens when an A-ASSOCIATE-AC has been sent
             association.abort()
 
-    def _reject(self, association: Association, rejection: AssociateRJ) -> None:
+    def _reject(self, association: Association, request: AssociateRQ, rejection: AssociateRJ) -> None:
         self.rejections[rejection.result, rejection.source, rejection.reason] += 1
+        if self.on_rejected is not None:
+            self.on_rejected(association, request, rejection)
         association.answer(rejection)

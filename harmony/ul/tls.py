@@ -125,6 +125,8 @@ class Handshakes:
         self._answer_plain = answer_plain
         self._shutdown_timeout_s = shutdown_timeout_s
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
+        self.on_failed: Callable[[str, str], None] | None = None
+        """Told of the peer and of what went wrong."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -215,7 +217,10 @@ class Handshakes:
             except (
                 OSError
             ) as error:  # ssl.SSLError is one, and what a peer that leaves or takes too long makes of it
-                self._logger.info("%s: %s", peer_address, describe_failure(error))
+                why = describe_failure(error)
+                self._logger.info("%s: %s", peer_address, why)
+                if self.on_failed is not None:
+                    self.on_failed(peer_address, why)
                 watched.send_last_words(spare)
                 with contextlib.suppress(OSError):
                     spare.shutdown(socket.SHUT_WR)
@@ -228,6 +233,8 @@ class Handshakes:
         if first:
             named = name_protocol(first) or f"something that begins with 0x{first[0]:02X}"
             self._logger.info("%s speaks %s, not TLS; closed", peer_address, named)
+            if self.on_failed is not None:
+                self.on_failed(peer_address, f"speaks {named}, not TLS")
             with contextlib.suppress(OSError):
                 sock.recv(
                     65536

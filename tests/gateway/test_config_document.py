@@ -31,6 +31,8 @@ DOCUMENTED = {
     "`[authentications.<name>]`": sections.AuthenticationTable,
     "`[authentications.<name>.options]`": AuthenticationOptions,
     "`[management]`": sections.ManagementTable,
+    "`[audit]`": sections.AuditTable,
+    "`[audit.syslog]`": sections.SyslogTable,
     "`[pipelines.<name>]`": sections.PipelineTable,
     "`[endpoints.<name>]`": sections.EndpointTable,
     "`[backends.<name>]`": sections.BackendTable,

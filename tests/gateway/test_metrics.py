@@ -386,6 +386,10 @@ async def test_two_gateways_do_not_count_for_each_other(
 
 
 async def test_every_metric_is_documented(forward, managed, make_instance, get, scrape):
+    managed.more += """
+        [audit]
+        enabled = true
+    """
     await forward.start()
     await forward.send(make_instance("1.1"))
     await get("/health")
