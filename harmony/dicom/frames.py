@@ -214,6 +214,8 @@ class FileFrames:
             offsets = table
 
             def located(number: int) -> list[Segment]:
+                if number > count:
+                    raise FrameError(f"frame {number} is not there: the image has {count}")
                 end = base + offsets[number] if number < count else None
                 return self._walk(base + offsets[number - 1], end)
 

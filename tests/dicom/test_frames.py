@@ -199,6 +199,19 @@ def test_an_extended_offset_table() -> None:
     assert both(data, JPEG, [1, 3]) == [b"one!", b"3!"]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        image(encapsulated(basic_table(0, 12), b"one!", b"two!"), frames=2),
+        image(encapsulated(b"", b"one!", b"two!"), frames=2, before=extended_table(0, 12)),
+    ],
+)
+def test_a_frame_beyond_the_offset_table(data: bytes) -> None:
+    for find in (from_file, from_stream):
+        with pytest.raises(FrameError, match="frame 3 is not there: the image has 2"):
+            find(data, JPEG, [3])
+
+
 @pytest.mark.parametrize("table", [basic_table(0), basic_table(4, 8), basic_table(0, 0), b"\0\0"])
 def test_a_table_that_cannot_be_true_counts_for_nothing(table: bytes) -> None:
     data = image(encapsulated(table, b"one!", b"two!"), frames=2)
