@@ -515,7 +515,8 @@ class UpperLayer:
         elif action is Action.AA_1 and event is not Event.A_ABORT_REQUEST and self.fault is None:
             self.fault = RemoteProtocolError(f"{event.name} came, expected an A-ASSOCIATE-RQ", reason=2)
         self.state = next_state
-        if next_state is State.STA13 and self._p_data_left + self._fragment_left and self._discard == 0:
+        over = next_state is State.STA13 or next_state is State.STA1
+        if over and self._p_data_left + self._fragment_left and self._discard == 0:
             # Aborted in the middle of a P-DATA-TF: the rest of it is not wanted, its boundary is still known.
             self._discard = self._p_data_left + self._fragment_left - len(self._header)
             self._p_data_left = self._fragment_left = 0

@@ -542,6 +542,16 @@ def test_abort_from_within_a_fragment():
     assert side.core.close_requested
 
 
+def test_nothing_is_delivered_after_the_transport_was_lost_within_a_pdv():
+    side = established()
+    side.receive(P_DATA[:-1])
+    side.core.transport_closed(now=0.0)
+    side.log.take()
+    side.receive(P_DATA[-1:] + P_DATA)
+    assert side.log.take() == []
+    assert side.core.state is State.STA1
+
+
 # Sizes (R03): the length field is judged before anything is stored
 
 
