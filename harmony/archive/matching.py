@@ -266,7 +266,13 @@ class _Compiler:
             return universal, None
         if not isinstance(item, Mapping):
             raise IdentifierError(tag, Problem.MALFORMED)
-        matcher = self.matcher(_attributes(item), depth + 1)
+        try:
+            attributes = _attributes(item)
+        except IdentifierError:
+            raise
+        except ValueError:  # a value of another VR: a person name is a mapping, too
+            raise IdentifierError(tag, Problem.MALFORMED) from None
+        matcher = self.matcher(attributes, depth + 1)
         if matcher.universal:
             return universal, matcher
         name, empty_matches = format_tag(tag), self._options.empty_matches

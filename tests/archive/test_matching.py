@@ -558,6 +558,9 @@ def test_attributes_about_the_query_are_not_keys() -> None:
         {"00100020": "42"},
         {"00100020": {"vr": "LO", "Value": [{"x": 1}]}},
         {"00081032": {"vr": "SQ", "Value": ["x"]}},
+        {
+            "00081032": {"vr": "PN", "Value": [{"Alphabetic": "A"}]}
+        },  # as sent; PS3.6 says that it is a sequence
     ],
 )
 def test_what_is_no_attribute_with_values_is_refused(key: Model) -> None:
