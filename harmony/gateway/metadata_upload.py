@@ -220,7 +220,7 @@ class BulkSpool:
             elif media_type.essence.startswith(("image/", "video/")):
                 raise DimseError(TRANSFER_SYNTAX_NOT_SUPPORTED, "an image that is not Pixel Data")
             if tag:
-                values[tag_of(tag)] = extents
+                values[_tag_of(tag)] = extents
             else:
                 inlined += sum(extent.size_bytes for extent in extents)
                 if inlined > MAXIMUM_INLINED_BYTES:
@@ -270,6 +270,13 @@ class BulkSpool:
 
 def _temporary_file(folder: Path | None) -> IO[bytes]:
     return tempfile.TemporaryFile(dir=folder)
+
+
+def _tag_of(name: str) -> int:
+    try:
+        return tag_of(name)
+    except ValueError as error:
+        raise DimseError(Status.CANNOT_UNDERSTAND, "an attribute that has no such name") from error
 
 
 def _transfer_syntax(media_type: MediaType) -> str:

@@ -731,6 +731,14 @@ async def test_bulk_data_that_do_not_fit(service: Service, parts: list[Any], rea
     assert (status, answer) == (409, NO_URL | {"00081198": sequence(reference() | failure(reason))})
 
 
+async def test_bulk_data_of_what_is_no_attribute(service: Service) -> None:
+    wrong = model(**{"7FE000!0": {"vr": "OW", "BulkDataURI": "http://elsewhere/1"}})
+    status, answer = await service.post(
+        multipart(metadata(wrong, model(number=2)), bulk(b"\1\2\3\4")), METADATA
+    )
+    assert (status, answer["00081198"]) == (202, sequence(reference() | failure(0xC000)))
+
+
 async def test_metadata_that_have_no_encoding(service: Service) -> None:
     wrong = model(**{"00280010": {"vr": "US", "Value": ["many"]}})
     status, answer = await service.post(multipart(metadata(wrong, model(number=2), {}), b""), METADATA)
