@@ -222,7 +222,8 @@ class DataSetConverter:
         """Convert an element that is not simply copied, or not all there."""
         if rule.action is Action.DELIMITER:
             return self._delimiter(level, rule.tag, window, at, converted)
-        if rule.action is Action.SEQUENCE or (length == UNDEFINED_LENGTH and rule.vr == "UN"):
+        has_items = length == UNDEFINED_LENGTH and rule.vr == "UN" and rule.action is not Action.DROP
+        if rule.action is Action.SEQUENCE or has_items:
             return self._open_sequence(level, rule, at, value, length, converted)
         name = format_tag(rule.tag)
         if length == UNDEFINED_LENGTH:

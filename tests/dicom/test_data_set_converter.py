@@ -598,6 +598,10 @@ BROKEN = {
         "0800 1901 5543 0000 ffffffff feffdde0 00000000",
         "at byte 0: 00080119 is a UC of undefined length",
     ),
+    "command element of undefined length": (
+        "0000 1001 554e 0000 ffffffff feffdde0 00000000",
+        "at byte 0: 00000110 is a UN of undefined length",
+    ),
 }
 
 
