@@ -157,7 +157,9 @@ def _person_name(text: str) -> dict[str, str] | None:
 
 def _numeric_strings(vr: str, number: Callable[[str], int | float | str | None]) -> Converter:
     def convert(value: bytes, characters: CharacterSet) -> Element:
-        text = _clean(value.decode("latin_1").strip(_PADDING))
+        # Other bytes than ASCII are no number, and text like any other.
+        text = value.decode("ascii") if value.isascii() else characters.decode(value)
+        text = _clean(text.strip(_PADDING))
         if not text:
             return {"vr": vr}
         if "\\" not in text and len(text) <= _LONGEST_NUMBER:

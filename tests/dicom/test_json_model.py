@@ -114,6 +114,14 @@ def test_values(vr: str, value: bytes, expected: list[Any]) -> None:
     json.dumps(model, allow_nan=False)
 
 
+@pytest.mark.parametrize("vr", ["DS", "IS"])
+def test_what_is_no_number_is_text_in_the_character_set(vr: str) -> None:
+    data = short(0x00080005, b"CS", b"ISO_IR 192") + short(0x00091010, vr.encode(), b"\xc3\xa4 1 ")
+    model = decode_data_set(data, EXPLICIT)
+    assert model["00091010"] == {"vr": vr, "Value": ["ä 1"]}
+    assert decode_data_set(encode_data_set(model, EXPLICIT), EXPLICIT) == model
+
+
 @pytest.mark.parametrize("value", [b"", b" ", b"\0\0", b"   "])
 @pytest.mark.parametrize("vr", ["AE", "CS", "DA", "DS", "IS", "LO", "LT", "PN", "SH", "UI"])
 def test_empty_values_have_a_vr_only(vr: str, value: bytes) -> None:
