@@ -271,7 +271,12 @@ class Connection:
                 return error.response()
             logger.error("%r: handler failed", self, exc_info=error)
             return error_response(500, "internal error")
-        logger.error("%r: response broke off", self, exc_info=error)
+        if (
+            isinstance(error, HTTPError) and error.status < 500
+        ):  # the rest of the request is not what was begun
+            logger.info("%r: response broke off: %s", self, error.message)
+        else:
+            logger.error("%r: response broke off", self, exc_info=error)
         self.channel.reset()  # without it an HTTP/1.0 client would take what it got for everything
         raise ChannelClosed("response broke off; connection reset") from error
 

@@ -518,6 +518,28 @@ async def test_exception_is_500_without_its_text_and_is_logged(
     assert "RuntimeError: patient DOE" in caplog.text
 
 
+async def test_a_broken_request_body_behind_a_begun_response_is_no_error_of_ours(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: Request) -> Response:
+        async def body() -> AsyncIterator[bytes]:
+            async for chunk in request.body:
+                yield chunk
+
+        return Response(200, (), body())
+
+    client = await (await serve(handler)).connect()
+    await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+    await client.head()
+    await client.exactly(len(b"5\r\nhello\r\n"))
+    with caplog.at_level(logging.INFO, "harmony.http"):
+        await client.send(b"patient\r\n")
+        assert await client.closed() == b""
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage().endswith("response broke off: malformed request")
+
+
 @pytest.mark.parametrize("answer", [None, "text"])
 async def test_what_is_not_a_response_is_500(serve: Any, answer: object) -> None:
     async def handler(request: Request) -> Any:
