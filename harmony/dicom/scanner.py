@@ -3,7 +3,8 @@
 Who stores or forwards an object needs three or four UIDs from its header and nothing else. The scanner steps
 from element to element by their lengths, keeps the values it was asked for, and stops as soon as it has them
 or has passed the place where they would be. What it skips it neither copies nor looks at; what is split
-between two fragments it carries over; any split of the same bytes gives the same result.
+between two fragments it carries over; any split of the same bytes gives the same result, but for how much
+of a damaged deflate stream zlib still gives out.
 
 Senders err, so it scans what is there rather than what was declared (both are noted): an Implicit VR data
 set sent as Explicit or the reverse, a preamble and group 0002 inside a C-STORE, zlib-wrapped deflate,
@@ -170,11 +171,12 @@ class HeaderScanner:
             self.failed = self._inner.failed
             self.mismatched_encoding |= self._inner.mismatched_encoding
             self.done = True
+        nothing = self._step == self._file_meta  # has come but file meta
         if self.data_set_offset is None:
             self.data_set_offset = 0
         if self.done:
             return
-        if not self._fed_bytes:
+        if not self._fed_bytes or (nothing and not self._need and not self._skip):
             self._give_up("the data set is empty")
         elif self._need or self._skip or self._stack:
             self._give_up(f"the data set ends inside an element, after {self._fed_bytes} bytes")
@@ -247,7 +249,7 @@ class HeaderScanner:
             if stop > end:
                 return stop
             at = stop
-        self._need = 12
+        self._need = 12 if at < end else 0
         return at
 
     def _first_element(self, data: Buffer, at: int, end: int) -> int:

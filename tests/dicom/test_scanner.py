@@ -377,6 +377,12 @@ def test_file_meta_inside_a_c_store_is_passed_over(beginning, pieces):
     assert found_all(scanner)
 
 
+@pytest.mark.parametrize("data", [bytes(128) + b"DICM" + FILE_META, FILE_META])
+def test_file_meta_without_a_data_set_is_a_failure_however_it_comes(data):
+    for pieces in (0, 1, 7, len(data) - 1):
+        assert scan(data, EXPLICIT, pieces=pieces).failed == "the data set is empty"
+
+
 def test_dicm_in_the_value_of_an_element_is_no_preamble():
     data = element(0x00080008, b"CS", b"x" * 120 + b"DICM" + b"x" * 20) + UIDS
     scanner = scan(data, EXPLICIT)
