@@ -59,3 +59,9 @@ async def test_what_is_none(text: bytes, size: int) -> None:
 async def test_an_object_without_end() -> None:
     with pytest.raises(JSONArrayError):
         await read(b'[{"a": "' + b"x" * 1000, 10, maximum_object_bytes=100)
+
+
+async def test_a_long_string_in_small_chunks() -> None:
+    """Looked at from its beginning for each chunk, it would take minutes: far longer than a test may."""
+    text = b'[{"a": "' + b'x\\"' * 5_000_000 + b'"}]'
+    assert await read(text, 1000) == [text[1:-1]]
