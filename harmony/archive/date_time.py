@@ -19,6 +19,9 @@ from datetime import datetime, timedelta
 
 __all__ = ["Range", "comparable", "parse_range", "utc_offset_minutes"]
 
+LONGEST_RANGE = 128
+"""Characters; a range of two DT has 53, and some write blanks around the `-`."""
+
 _EARLIEST_TIME, _LATEST_TIME = "000000.000000", "235959.999999"
 
 _date = re.compile(r"(\d{4})(?:\.?(\d\d)(?:\.?(\d\d))?)?", re.ASCII).fullmatch
@@ -56,6 +59,8 @@ def parse_range(vr: str, text: str, *, utc_offset_minutes: int = 0) -> Range | N
     A single DA that leaves out the day or the month is the range of its days.
     """
     text = text.strip()
+    if len(text) > LONGEST_RANGE:
+        return None
     if "-" not in text or (vr == "DT" and _ends_in_offset(text)):
         lower = _bound(vr, text, utc_offset_minutes, end=False)
         if lower is None:

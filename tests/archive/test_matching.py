@@ -240,6 +240,13 @@ def test_what_is_no_date_or_time_is_refused(keyword: str, key: str) -> None:
     assert len(key) < 2 or key not in str(caught.value)
 
 
+@pytest.mark.parametrize("vr", ["DA", "TM", "DT"])
+def test_a_range_without_end_is_none(vr: str) -> None:
+    """Tried at each of its hyphens it would take longer than a test may."""
+    assert parse_range(vr, "-" * 3_000_000) is None
+    assert parse_range(vr, "2024" + " " * 50 + "-") == parse_range(vr, "2024-")
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [
