@@ -133,7 +133,7 @@ class _Encoder:
                 elements.update({} if depth else {tag: b""})  # items have that of the data set
                 continue
             vr = element.get("vr") or vr_of(tag)
-            if vr not in _VRS:
+            if not isinstance(vr, str) or vr not in _VRS:
                 vr = "UN"  # PS3.18 §F.2 has no others
             elements[tag] = self._element(tag, vr, self._value(element, vr, key, depth), key=key)
         return elements

@@ -57,7 +57,8 @@ def lay_out(
     vrs: dict[int, str] = {}
     for tag in values:
         element = elements.get(format_tag(tag))
-        vrs[tag] = (isinstance(element, Mapping) and element.get("vr")) or vr_of(tag)
+        vr = element.get("vr") if isinstance(element, Mapping) else None
+        vrs[tag] = vr if vr and isinstance(vr, str) else vr_of(tag)
         elements[format_tag(tag)] = {"vr": vrs[tag]}
     if any(vr not in BULK_VRS and vr != "UN" for vr in vrs.values()):
         elements[_SPECIFIC_CHARACTER_SET] = {"vr": "CS"}  # text came as JSON does, in UTF-8

@@ -114,6 +114,11 @@ def test_values(vr: str, value: bytes, expected: list[Any]) -> None:
     json.dumps(model, allow_nan=False)
 
 
+@pytest.mark.parametrize("vr", ["xx", ["DS"], {"DS": 1}, 5])
+def test_what_is_no_vr_is_unknown(vr: Any) -> None:
+    assert encode_data_set({"00180088": {"vr": vr}}, EXPLICIT) == long(0x00180088, b"UN", b"")
+
+
 @pytest.mark.parametrize("vr", ["DS", "IS"])
 def test_what_is_no_number_is_text_in_the_character_set(vr: str) -> None:
     data = short(0x00080005, b"CS", b"ISO_IR 192") + short(0x00091010, vr.encode(), b"\xc3\xa4 1 ")

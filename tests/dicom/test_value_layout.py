@@ -57,6 +57,11 @@ def test_length_and_padding(tag: int, vr: str, size: int, header: bytes, padding
     assert laid == [header, Piece(size), *([padding] if padding else [])]
 
 
+def test_a_vr_that_is_no_text_is_that_of_the_dictionary() -> None:
+    header = b"\x42\x00\x11\x00OB\x00\x00\x04\x00\x00\x00"
+    assert lay_out({"00420011": {"vr": ["LO"]}}, {0x00420011: [Piece(4)]}) == [header, Piece(4)]
+
+
 def test_fragments_for_frames() -> None:
     frames = [Piece(3), Piece(4)]
     assert lay_out(PATIENT_ID, {PIXEL_DATA: frames}, fragments=True) == [
