@@ -144,6 +144,7 @@ class Connection:
         self._requests = 0
         self._response_started = False
         self._sent_bytes = 0
+        self._method = ""  # of a head that could be read
 
     def __repr__(self) -> str:
         state = "busy" if self._busy else "idle" if self.idle else "open"
@@ -208,6 +209,7 @@ class Connection:
         self.idle = True
         self._response_started = False
         self._sent_bytes = 0
+        self._method = ""
         try:
             head = await self._read_head()
         except HTTPError as error:
@@ -318,6 +320,7 @@ class Connection:
                 except h11.RemoteProtocolError as error:
                     raise _malformed(error) from error
                 if isinstance(event, h11.Request):
+                    self._method = event.method.decode("ascii")
                     _check_head(event)
                     return event
             if room <= 0:
@@ -393,7 +396,7 @@ class Connection:
     async def _refuse(self, error: HTTPError) -> None:
         """Answer what never became a request; the connection closes afterwards."""
         self._closing = True
-        await self._respond(None, "", error.response())
+        await self._respond(None, self._method, error.response())
 
     async def _respond(self, request: Request | None, method: str, response: Response) -> None:
         """Send one response. Whatever its body raises comes through; `_response_started` tells if it was too late."""

@@ -518,6 +518,15 @@ async def test_exception_is_500_without_its_text_and_is_logged(
     assert "RuntimeError: patient DOE" in caplog.text
 
 
+async def test_head_that_is_refused_is_answered_without_a_body(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await (await serve(hello)).exchange(b"HEAD / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"\r\n\r\n")
+    assert not caplog.records
+
+
 async def test_a_broken_request_body_behind_a_begun_response_is_no_error_of_ours(
     serve: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
