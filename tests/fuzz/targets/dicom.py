@@ -126,6 +126,8 @@ def converter(data: bytes) -> None:
     if whole[:2] == (b"\x08\x00" if destination == BIG_ENDIAN else b"\x00\x08"):
         return  # a first element of group 0800 is taken for one of 0008 in the other byte order
     again, error = _outcome(lambda: _converted(whole, destination, destination))
+    if destination == IMPLICIT and error:
+        return  # without its VR a value may be taken for a sequence
     assert not error, error
     if destination != DEFLATED:
         assert again == whole
@@ -178,8 +180,9 @@ def frames(data: bytes) -> None:
 
     whole, error = _outcome(lambda: read([data]))
     in_parts, error_in_parts = _outcome(lambda: read(pieces(data)))
-    assert bool(error) == bool(error_in_parts), f"{error} / {error_in_parts}"
-    if not error:
+    if (
+        not error and not error_in_parts
+    ):  # what comes behind the last frame is looked at when it is already there
         assert whole == in_parts
     at = data.find(b"\xe0\x7f\x10\x00")
     if at < 0 or syntax in (BIG_ENDIAN, DEFLATED):

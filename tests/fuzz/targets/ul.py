@@ -85,7 +85,11 @@ class _User(EventLog):
         self.layer: UpperLayer
 
     def indication(self, indication: Indication) -> None:
-        assert not self.ended, f"{indication} after the end"
+        if (
+            self.ended
+        ):  # of the acceptor in Sta12, which has yet to answer the release that collided with its own
+            assert isinstance(self.events[-1], ReleaseConfirmation), f"{indication} after the end"
+            assert self.layer.role is Role.ACCEPTOR
         super().indication(indication)
         error = getattr(indication, "error", None)
         self.heard.append(f"{error!r} {error}" if error is not None else repr(indication))
@@ -140,7 +144,7 @@ def upper_layer(data: bytes) -> None:
     assert whole.take_outgoing() == parts.take_outgoing()
     whole.transport_closed(now=2.0)
     assert whole.state.name == "STA1", whole
-    assert heard.ended <= 1
+    assert heard.ended <= (2 if whole.role is Role.ACCEPTOR else 1)
     whole.receive(ReleaseRQ().encode(), now=3.0)
     assert not whole.has_outgoing()
 
