@@ -414,7 +414,8 @@ def _turned(value: bytes, word_bytes: int) -> bytes:
 
 def _after_file_meta(data: bytes) -> int:
     """Return where the data set begins: some senders put a whole Part 10 file into a C-STORE."""
-    at = 132 if data[128:132] == b"DICM" else 0
+    # The group must follow: DICM alone may stand in a value.
+    at = 132 if data[128:134] == b"DICM\2\0" else 0
     last_header = min(len(data), _FIRST_WINDOW_BYTES) - 12
     while at <= last_header and data[at : at + 2] == b"\2\0":
         form, _ = explicit_form(data[at + 4 : at + 6])

@@ -114,6 +114,16 @@ def test_values(vr: str, value: bytes, expected: list[Any]) -> None:
     json.dumps(model, allow_nan=False)
 
 
+def test_dicm_in_the_value_of_an_element_is_no_preamble() -> None:
+    text = "x" * 120 + "DICM" + "x" * 20
+    data = short(0x00080008, b"CS", text.encode()) + short(0x0020000D, b"UI", b"1.2\0")
+    assert data[128:132] == b"DICM"
+    assert decode_data_set(data, EXPLICIT) == {
+        "00080008": {"vr": "CS", "Value": [text]},
+        "0020000D": {"vr": "UI", "Value": ["1.2"]},
+    }
+
+
 @pytest.mark.parametrize("vr", ["xx", ["DS"], {"DS": 1}, 5])
 def test_what_is_no_vr_is_unknown(vr: Any) -> None:
     assert encode_data_set({"00180088": {"vr": vr}}, EXPLICIT) == long(0x00180088, b"UN", b"")
