@@ -86,7 +86,7 @@ def data_set(data: bytes) -> None:
         again = decode_data_set(encode_data_set(model, EXPLICIT), EXPLICIT)
     except ModelError:
         return
-    if next(iter(again), "").startswith("0800"):
+    if any(next(iter(each), "").startswith("0800") for each in (model, again)):
         return  # which is taken for group 0008 in the other byte order
     # Encoded once, a model has the form that the encoder gives it; from then on nothing may change any more.
     for other in NATIVE:
