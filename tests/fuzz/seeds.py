@@ -378,6 +378,26 @@ def seeds() -> dict[str, list[bytes]]:
     )
     pdus = _pdus()
     return {
+        "proxy_header": [
+            b"PROXY TCP4 192.0.2.1 198.51.100.1 40000 104\r\n\1\0",
+            b"PROXY UNKNOWN\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc6\x33\x64\1\x9c\x40\0\x68",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x28" + bytes(36) + b"\4\0\1x",
+            b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        ],
+        "forwarded": [
+            _lines("F", 'for=203.0.113.7;proto=https;host="a,b", for="[2001:db8::1]:80"', "for=192.0.2.9"),
+            _lines("X", "203.0.113.7, 192.0.2.7", "unknown", "https", "a"),
+        ],
+        "authorization": [b"Basic dXNlcjpwYXNz", b"Bearer a.b.c", b"Basic ///8="],
+        "json_web_token": [
+            b'{"alg":"HS256","typ":"JWT"}\n{"exp":4102444800,"iss":"issuer","aud":["audience"],"scope":"read"}',
+            b'{"alg":"HS256","kid":"1"}\n{"nbf":1,"sub":"x"}',
+        ],
+        "key_set": [
+            b'{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"1"}]}',
+            b'{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"},{"kty":"EC","crv":"P-256","x":"AA","y":"AA","alg":"ES256"}]}',
+        ],
         "pdu": [each[:1] + each[6:] for each in pdus],
         "upper_layer": list(_upper_layer()),
         "negotiation": [pdus[0][6:]],
