@@ -38,9 +38,10 @@ __all__ = [
 
 
 def values_of(model: Mapping[str, Any], tag: int) -> list[Any]:
-    """Return the values of an attribute, nulls included; empty when it is absent or empty."""
-    values: list[Any] = model.get(f"{tag:08X}", {}).get("Value") or []
-    return values
+    """Return the values of an attribute, nulls included; empty when it is absent or empty, or has something else than a
+    list, as JSON of others may."""
+    values = model.get(f"{tag:08X}", {}).get("Value")
+    return values if isinstance(values, list) else []
 
 
 def texts_of(model: Mapping[str, Any], tag: int) -> list[str]:

@@ -114,6 +114,11 @@ def test_values(vr: str, value: bytes, expected: list[Any]) -> None:
     json.dumps(model, allow_nan=False)
 
 
+@pytest.mark.parametrize("values", [{"vr": "UI"}, 5, "1.2.3", True])
+def test_what_is_no_list_has_no_values(values: Any) -> None:
+    assert text_of({"00080018": {"vr": "UI", "Value": values}}, 0x00080018) == ""
+
+
 def test_dicm_in_the_value_of_an_element_is_no_preamble() -> None:
     text = "x" * 120 + "DICM" + "x" * 20
     data = short(0x00080008, b"CS", text.encode()) + short(0x0020000D, b"UI", b"1.2\0")
