@@ -1,4 +1,4 @@
-"""Fixtures for every test: free ports, the DICOM files that pydicom ships, what to do without a peer.
+"""Fixtures for every test: free ports, bare sockets, the DICOM files that pydicom ships, what to do without a peer.
 
 Tests that need an outside program (DCMTK, Orthanc, dicom3tools, curl ...) ask `require_peer` for it. Where
 it is missing they are skipped and say so; with HARMONY_REQUIRE_PEERS=1, as in CI, they fail instead.
@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import socket
+import struct
 import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -42,6 +43,8 @@ _PEER_PATH = os.pathsep.join(
 FREE_PORTS = range(20000, 32000)
 LEAVING_TIMEOUT_S = 20.0
 UNTIL_TIMEOUT_S = 20.0
+PATIENCE_S = 10.0
+"""A limit for whatever comes over the network that no passing test comes near."""
 
 # Shipped to show what broken files look like.
 _BROKEN_SAMPLES = {"badVR.dcm", "rtplan_truncated.dcm"}
@@ -61,6 +64,139 @@ class SampleFile:
 
     def __repr__(self) -> str:
         return f"<SampleFile {self.path.name}>"
+
+
+class Wire:
+    """PDUs as bytes."""
+
+    RELEASE_RQ = bytes.fromhex("05 00 00000004 00000000")
+    RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")
+    ABORT = bytes.fromhex("07 00 00000004 00 00 00 00")
+
+    @staticmethod
+    def pdu(pdu_type, body):
+        return struct.pack(">BBI", pdu_type, 0, len(body)) + body
+
+    @staticmethod
+    def item(item_type, body):
+        return struct.pack(">BBH", item_type, 0, len(body)) + body
+
+    @staticmethod
+    def p_data(fragment, *, context_id=1, control=3):
+        return Wire.pdu(4, struct.pack(">IBB", len(fragment) + 2, context_id, control) + fragment)
+
+    @staticmethod
+    def provider_abort(reason):
+        return bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
+
+    @staticmethod
+    def reject(result, source, reason):
+        return bytes((3, 0, 0, 0, 0, 4, 0, result, source, reason))
+
+    @staticmethod
+    def context(identifier, abstract, syntaxes, more=b""):
+        """A presentation context as it is proposed; more: sub-items at its end."""
+        syntaxes = b"".join(Wire.item(0x40, syntax) for syntax in syntaxes)
+        return Wire.item(0x20, bytes((identifier, 0, 0, 0)) + Wire.item(0x30, abstract) + syntaxes + more)
+
+    @classmethod
+    def associate_rq(
+        cls, contexts=None, user_items=b"", *, called=b"CALLED", calling=b"CALLING", user=None, more=b""
+    ):
+        """user: the whole user information; more: items between the application context and the others."""
+        if contexts is None:
+            contexts = [(1, b"1.2.840.10008.1.1", [b"1.2.840.10008.1.2"])]
+        if user is None:
+            user = cls.item(0x51, b"\0\0\x40\0") + cls.item(0x52, b"1.2.3") + user_items
+        return cls.pdu(
+            1,
+            b"\0\1\0\0"
+            + called.ljust(16)
+            + calling.ljust(16)
+            + bytes(32)
+            + cls.item(0x10, b"1.2.840.10008.3.1.1.1")
+            + more
+            + b"".join(cls.context(*each) for each in contexts)
+            + (cls.item(0x50, user) if user else b""),
+        )
+
+    @classmethod
+    def associate_ac(cls, user_items=b"", *, titles=bytes(64), contexts=None):
+        """titles: the fields that repeat the request's; contexts: the items of the results."""
+        if contexts is None:
+            contexts = cls.item(0x21, b"\1\0\0\0" + cls.item(0x40, b"1.2.840.10008.1.2"))
+        return cls.pdu(
+            2,
+            b"\0\1\0\0"
+            + titles
+            + cls.item(0x10, b"1.2.840.10008.3.1.1.1")
+            + contexts
+            + cls.item(0x50, cls.item(0x51, b"\0\0\x40\0") + cls.item(0x52, b"1.2.3") + user_items),
+        )
+
+
+class Peer:
+    """The other end of a connection, as a bare socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.port = sock.getsockname()[1]
+        self._loop = asyncio.get_running_loop()
+
+    async def send(self, data: bytes) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await self._loop.sock_sendall(self.socket, data)
+
+    async def receive(self, size: int) -> bytes:
+        """Exactly size bytes, fewer at the end."""
+        data = b""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(data) < size:
+                piece = await self._loop.sock_recv(self.socket, size - len(data))
+                if not piece:
+                    break
+                data += piece
+        return data
+
+    async def receive_pdu(self) -> bytes:
+        header = await self.receive(6)
+        return header + await self.receive(int.from_bytes(header[2:6], "big"))
+
+    async def receive_all(self) -> bytes:
+        """Everything until the connection is closed; a reset counts as closed."""
+        data = b""
+        async with asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(ConnectionResetError):
+                while piece := await self._loop.sock_recv(self.socket, 65536):
+                    data += piece
+        return data
+
+    async def exchange(self, data: bytes) -> bytes:
+        await self.send(data)
+        return await self.receive_pdu()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Close with RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+class Listener:
+    """A listening socket whose connections the test answers itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.port = sock.getsockname()[1]
+        self.accepted: list[socket.socket] = []
+
+    async def accept(self) -> Peer:
+        async with asyncio.timeout(PATIENCE_S):
+            sock, _ = await asyncio.get_running_loop().sock_accept(self.socket)
+        self.accepted.append(sock)
+        return Peer(sock)
 
 
 @pytest.fixture
@@ -199,6 +335,40 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """One that nobody trusts."""
     return Authority(tmp_path_factory.mktemp("authority"), "Other Authority")
+
+
+@pytest.fixture
+def wire():
+    return Wire
+
+
+@pytest.fixture
+async def connect(no_leaks):
+    """connect(port): a Peer connected to 127.0.0.1, closed at the end."""
+    peers = []
+
+    async def connect(port, *, receive_buffer=None):
+        sock = socket.socket()
+        peers.append(sock)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        return Peer(sock)
+
+    yield connect
+    for peer in peers:
+        peer.close()
+
+
+@pytest.fixture
+async def listener(no_leaks):
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    listener = Listener(sock)
+    yield listener
+    for each in [sock, *listener.accepted]:
+        each.close()
 
 
 @pytest.fixture(scope="session")

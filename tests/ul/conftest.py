@@ -1,15 +1,13 @@
-"""Loopback for the upper layer: both event loops, raw peers, users that remember, certificates, and a watch on leaks.
+"""Loopback for the upper layer: both event loops, users that remember, certificates, and a watch on leaks.
 
-Bytes are put together by hand. Every wait here has a limit of some seconds that no passing test comes near.
+Every wait here has a limit of some seconds that no passing test comes near.
 """
 
 import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import ssl
-import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -33,74 +31,6 @@ IMPLICIT = "1.2.840.10008.1.2"
 def pytest_asyncio_loop_factories(config, item):
     """Every asynchronous test here runs on both loops."""
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
-
-
-class Wire:
-    """PDUs as bytes."""
-
-    RELEASE_RQ = bytes.fromhex("05 00 00000004 00000000")
-    RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")
-    ABORT = bytes.fromhex("07 00 00000004 00 00 00 00")
-
-    @staticmethod
-    def pdu(pdu_type, body):
-        return struct.pack(">BBI", pdu_type, 0, len(body)) + body
-
-    @staticmethod
-    def item(item_type, body):
-        return struct.pack(">BBH", item_type, 0, len(body)) + body
-
-    @staticmethod
-    def p_data(fragment, *, context_id=1, control=3):
-        return Wire.pdu(4, struct.pack(">IBB", len(fragment) + 2, context_id, control) + fragment)
-
-    @staticmethod
-    def provider_abort(reason):
-        return bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
-
-    @staticmethod
-    def reject(result, source, reason):
-        return bytes((3, 0, 0, 0, 0, 4, 0, result, source, reason))
-
-    @classmethod
-    def associate_rq(cls, contexts=None, user_items=b"", *, called=b"CALLED", calling=b"CALLING"):
-        if contexts is None:
-            contexts = [(1, b"1.2.840.10008.1.1", [b"1.2.840.10008.1.2"])]
-        proposed = b"".join(
-            cls.item(
-                0x20,
-                bytes((identifier, 0, 0, 0))
-                + cls.item(0x30, abstract)
-                + b"".join(cls.item(0x40, syntax) for syntax in syntaxes),
-            )
-            for identifier, abstract, syntaxes in contexts
-        )
-        return cls.pdu(
-            1,
-            b"\0\1\0\0"
-            + called.ljust(16)
-            + calling.ljust(16)
-            + bytes(32)
-            + cls.item(0x10, b"1.2.840.10008.3.1.1.1")
-            + proposed
-            + cls.item(0x50, cls.item(0x51, b"\0\0\x40\0") + cls.item(0x52, b"1.2.3") + user_items),
-        )
-
-    @classmethod
-    def associate_ac(cls, user_items=b""):
-        return cls.pdu(
-            2,
-            b"\0\1\0\0"
-            + bytes(64)
-            + cls.item(0x10, b"1.2.840.10008.3.1.1.1")
-            + cls.item(0x21, b"\1\0\0\0" + cls.item(0x40, b"1.2.840.10008.1.2"))
-            + cls.item(0x50, cls.item(0x51, b"\0\0\x40\0") + cls.item(0x52, b"1.2.3") + user_items),
-        )
-
-
-@pytest.fixture
-def wire():
-    return Wire
 
 
 class User:
@@ -167,55 +97,6 @@ def make_user():
     return User
 
 
-class Peer:
-    """The other end of a connection, as a bare socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.port = sock.getsockname()[1]
-        self._loop = asyncio.get_running_loop()
-
-    async def send(self, data: bytes) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            await self._loop.sock_sendall(self.socket, data)
-
-    async def receive(self, size: int) -> bytes:
-        """Exactly size bytes, fewer at the end."""
-        data = b""
-        async with asyncio.timeout(PATIENCE_S):
-            while len(data) < size:
-                piece = await self._loop.sock_recv(self.socket, size - len(data))
-                if not piece:
-                    break
-                data += piece
-        return data
-
-    async def receive_pdu(self) -> bytes:
-        header = await self.receive(6)
-        return header + await self.receive(int.from_bytes(header[2:6], "big"))
-
-    async def receive_all(self) -> bytes:
-        """Everything until the connection is closed; a reset counts as closed."""
-        data = b""
-        async with asyncio.timeout(PATIENCE_S):
-            with contextlib.suppress(ConnectionResetError):
-                while piece := await self._loop.sock_recv(self.socket, 65536):
-                    data += piece
-        return data
-
-    async def exchange(self, data: bytes) -> bytes:
-        await self.send(data)
-        return await self.receive_pdu()
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def reset(self) -> None:
-        """Close with RST."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
-
 @pytest.fixture
 async def no_leaks() -> AsyncIterator[None]:
     """Neither tasks nor descriptors may be left of a test, and the loop must not have complained."""
@@ -244,25 +125,6 @@ def _descriptors() -> int:
         with contextlib.suppress(OSError):
             count += os.readlink(name) != "/dev/null"
     return count
-
-
-@pytest.fixture
-async def connect(no_leaks):
-    """connect(port): a Peer connected to 127.0.0.1, closed at the end."""
-    peers = []
-
-    async def connect(port, *, receive_buffer=None):
-        sock = socket.socket()
-        peers.append(sock)
-        if receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        return Peer(sock)
-
-    yield connect
-    for peer in peers:
-        peer.close()
 
 
 class Service:
@@ -317,31 +179,6 @@ async def serve(no_leaks):
     for acceptor in acceptors:
         async with asyncio.timeout(PATIENCE_S):
             await acceptor.close()
-
-
-class Listener:
-    """A listening socket whose connections the test answers itself."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.port = sock.getsockname()[1]
-        self.accepted: list[socket.socket] = []
-
-    async def accept(self) -> Peer:
-        async with asyncio.timeout(PATIENCE_S):
-            sock, _ = await asyncio.get_running_loop().sock_accept(self.socket)
-        self.accepted.append(sock)
-        return Peer(sock)
-
-
-@pytest.fixture
-async def listener(no_leaks):
-    sock = socket.create_server(("127.0.0.1", 0))
-    sock.setblocking(False)
-    listener = Listener(sock)
-    yield listener
-    for each in [sock, *listener.accepted]:
-        each.close()
 
 
 @pytest.fixture
