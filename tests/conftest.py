@@ -205,7 +205,7 @@ def free_port(free_ports: Callable[[int], list[int]]) -> int:
     return free_ports(1)[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """free_ports(n): n different TCP ports on 127.0.0.1 that nobody listens on.
 
