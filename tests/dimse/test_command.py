@@ -469,7 +469,7 @@ def store_rq(
     return class_uid + field(0x01, 0x00) + message_id + priority + data_set_type + instance
 
 
-def test_group_length_may_be_missing_or_wrong():
+def test_r17_group_length_may_be_missing_or_wrong():
     expected = decode(STORE_RQ)
     assert decode(store_rq()) == expected
     assert decode(group_length(3) + store_rq()) == expected
@@ -481,7 +481,7 @@ def test_elements_may_come_in_any_order():
     assert decode(INSTANCE + DATA + MEDIUM + MESSAGE_ID_7 + field(0x01, 0x00) + CT_CLASS) == decode(STORE_RQ)
 
 
-def test_retired_and_unknown_elements_are_skipped():
+def test_r17_retired_and_unknown_elements_are_skipped():
     retired = b"\x00\x00\x01\x00\x04\x00\x00\x00\x7a\x00\x00\x00" + b"\x00\x00\x10\x50\x04\x00\x00\x00DATA"
     assert decode(retired + store_rq() + b"\x00\x00\xff\xff\x00\x00\x00\x00") == decode(STORE_RQ)
 
@@ -497,11 +497,11 @@ def test_retired_and_unknown_elements_are_skipped():
     ],
     ids=["odd length", "space", "three NULs", "two values", "padded first value"],
 )
-def test_padding_odd_lengths_and_further_values_of_a_uid(instance):
+def test_r17_padding_odd_lengths_and_further_values_of_a_uid(instance):
     assert decode(store_rq(instance=instance)) == decode(STORE_RQ)
 
 
-def test_first_of_several_numbers_counts():
+def test_r17_first_of_several_numbers_counts():
     two = b"\x00\x00\x10\x01\x04\x00\x00\x00\x07\x00\x08\x00"
     assert decode(store_rq(message_id=two)) == decode(STORE_RQ)
 
@@ -539,7 +539,7 @@ def test_odd_uids_go_back_as_they_came(uid):
 
 
 @pytest.mark.parametrize("value", [0x0000, 0x0001, 0x0100, 0x0102, 0x0202, 0xFFFF])
-def test_any_data_set_type_but_0101_announces_a_data_set(value):
+def test_r18_any_data_set_type_but_0101_announces_a_data_set(value):
     data_set_type = b"\x00\x00\x00\x08\x02\x00\x00\x00" + struct.pack("<H", value)
     assert decode(store_rq(data_set_type=data_set_type)) == decode(STORE_RQ)
 
@@ -563,7 +563,7 @@ def test_response_without_uids_is_accepted():
     assert decode(field(0x30, 0x80) + RESPONDED_TO_7 + NO_DATA + SUCCESS) == (CEchoRSP(7, 0, ""), False)
 
 
-def test_ae_titles_lose_padding_on_both_sides():
+def test_r17_ae_titles_lose_padding_on_both_sides():
     destination = b"\x00\x00\x00\x06\x10\x00\x00\x00  STORE SCP\x00\x00\x00  "
     message, _ = decode(MOVE_CLASS + field(0x21, 0x00) + MESSAGE_ID_7 + destination + DATA)
     assert message.move_destination == "STORE SCP"

@@ -75,8 +75,8 @@ async def test_store(serving, raw_peer, store, uids):
     assert answer.message.affected_sop_instance_uid == "1.2.3"
 
 
-async def test_any_fragments(serving, raw_peer, store, uids):
-    """R12, R13, R14, R16: empty and odd fragments, a command in three, reserved bits of the control header set."""
+async def test_r12_r13_r14_r16_any_fragments(serving, raw_peer, store, uids):
+    """Empty and odd fragments, a command in three, reserved bits of the control header set."""
     command = CStoreRQ(1, uids.CT, "1.2.3").encode()
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
@@ -131,7 +131,7 @@ async def test_a_store_on_a_context_that_is_not_for_storage_is_refused(
     ],
     ids=["DimseError", "defect", "association of its own"],
 )
-async def test_a_failing_sink_is_an_answer_and_the_association_lives_on(
+async def test_r28_a_failing_sink_is_an_answer_and_the_association_lives_on(
     serving, raw_peer, store, recording_sink, quiet_errors, where, error, status, comment
 ):
     def make(request):
@@ -345,16 +345,14 @@ async def aborted(peer):
     return error.source, error.reason
 
 
-async def test_data_before_a_command_aborts(serving, raw_peer, store):
-    """R15."""
+async def test_r15_data_before_a_command_aborts(serving, raw_peer, store):
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
         peer.send(3, 2, b"data")
         assert await aborted(peer) == (2, 5)
 
 
-async def test_a_command_while_data_is_expected_aborts(serving, raw_peer, store, uids):
-    """R15."""
+async def test_r15_a_command_while_data_is_expected_aborts(serving, raw_peer, store, uids):
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
         peer.send_message(3, CStoreRQ(1, uids.CT, "1.2.3"))
@@ -363,8 +361,7 @@ async def test_a_command_while_data_is_expected_aborts(serving, raw_peer, store,
     assert store.sinks[0].aborted == 1
 
 
-async def test_another_context_inside_a_message_aborts(serving, raw_peer, store, uids):
-    """R15."""
+async def test_r15_another_context_inside_a_message_aborts(serving, raw_peer, store, uids):
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
         peer.send_message(3, CStoreRQ(1, uids.CT, "1.2.3"))
@@ -382,8 +379,7 @@ async def test_a_context_that_was_not_accepted_aborts(serving, raw_peer, store):
             assert await aborted(peer) == (2, 5)
 
 
-async def test_a_data_set_that_never_comes_before_a_release_aborts(serving, raw_peer, store, uids):
-    """R19."""
+async def test_r19_a_data_set_that_never_comes_before_a_release_aborts(serving, raw_peer, store, uids):
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
         peer.send_message(3, CStoreRQ(1, uids.CT, "1.2.3"))
@@ -395,8 +391,7 @@ async def test_a_data_set_that_never_comes_before_a_release_aborts(serving, raw_
     assert "in the middle of a message" in str(store.ends[0])
 
 
-async def test_a_data_set_that_was_not_announced_aborts(serving, raw_peer, store):
-    """R20."""
+async def test_r20_a_data_set_that_was_not_announced_aborts(serving, raw_peer, store):
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
         peer.send_message(1, CEchoRQ(1), b"data")
@@ -566,10 +561,10 @@ async def test_a_handler_need_not_be_a_coroutine(finder, raw_peer, uids, quiet_e
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_handler_that_raises_is_answered(
+async def test_r28_a_handler_that_raises_is_answered(
     finder, raw_peer, uids, quiet_errors, error, status, comment
 ):
-    """R28; an association of the handler's own that broke is not this one's end."""
+    """An association of the handler's own that broke is not this one's end."""
 
     async def handler(operation):
         await operation.respond(pending(operation), b"")
@@ -653,7 +648,7 @@ async def test_an_identifier_beyond_the_limit_is_refused(finder, raw_peer, uids)
 # C-CANCEL (R22)
 
 
-async def test_a_cancel_is_seen_in_the_turn_in_which_it_arrives(finder, raw_peer, uids, patience):
+async def test_r22_a_cancel_is_seen_in_the_turn_in_which_it_arrives(finder, raw_peer, uids, patience):
     operations, started = [], asyncio.Event()
 
     async def handler(operation):
@@ -681,7 +676,7 @@ async def test_a_cancel_is_seen_in_the_turn_in_which_it_arrives(finder, raw_peer
     assert seen[0] is True
 
 
-async def test_a_cancel_for_nothing_is_ignored(finder, raw_peer, uids):
+async def test_r22_a_cancel_for_nothing_is_ignored(finder, raw_peer, uids):
     async with finder(lambda operation: None) as server:
         peer = await raw_peer(server.port)
         peer.send_message(5, CCancelRQ(7))
@@ -762,8 +757,8 @@ def held(server):
     return holds, event
 
 
-async def test_many_pending_responses_wait_for_a_slow_reader(finder, raw_peer, uids, patience):
-    """R36: what is written for a reader that does not read is bounded by the socket buffers and one message."""
+async def test_r26_many_pending_responses_wait_for_a_slow_reader(finder, raw_peer, uids, patience):
+    """What is written for a reader that does not read is bounded by the socket buffers and one message."""
     sent, total = [], 400
 
     async def handler(operation):
@@ -792,10 +787,10 @@ async def test_many_pending_responses_wait_for_a_slow_reader(finder, raw_peer, u
     assert [answer.message.status for answer in answers] == [0xFF00] * total + [0]
 
 
-async def test_requests_without_a_negotiated_window_are_served_a_few_at_a_time(
+async def test_r27_requests_without_a_negotiated_window_are_served_a_few_at_a_time(
     serving, raw_peer, store, later, patience
 ):
-    """R27: the peer pipelines although nothing was negotiated; reading stops until it may go on."""
+    """The peer pipelines although nothing was negotiated; reading stops until it may go on."""
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)
         holds, event = held(server)
@@ -813,8 +808,8 @@ async def test_requests_without_a_negotiated_window_are_served_a_few_at_a_time(
     assert sum(holds) == 0
 
 
-async def test_echoes_of_a_peer_that_does_not_read_are_bounded(serving, raw_peer, patience):
-    """R27: requests stop being read when their responses are left unread."""
+async def test_r27_echoes_of_a_peer_that_does_not_read_are_bounded(serving, raw_peer, patience):
+    """Requests stop being read when their responses are left unread."""
     async with serving(Services()) as server:
         peer = await raw_peer(server.port)
         (association,) = server.acceptor.associations
@@ -853,7 +848,7 @@ async def test_a_window_as_scp_lets_operations_overlap(serving, raw_peer, store,
 # Event reports, and other requests at odd moments (R37)
 
 
-async def test_an_event_report_is_delivered_to_a_requestor(serving, connect, uids, patience):
+async def test_r37_an_event_report_is_delivered_to_a_requestor(serving, connect, uids, patience):
     """On the association on which storage commitment was asked for: the SCP invokes, the SCU performs."""
     scp, scu, reports, told = Services(), Services(), [], asyncio.Event()
 
@@ -897,7 +892,7 @@ def _action_response(operation):
 @pytest.mark.parametrize(
     "roles", [(), (RoleSelection(COMMIT, False, True),)], ids=["no roles", "reversed roles"]
 )
-async def test_an_event_report_on_an_association_of_its_own(serving, connect, uids, roles):
+async def test_r37_an_event_report_on_an_association_of_its_own(serving, connect, uids, roles):
     """Storage commitment hours later: the SCP requests the association, with or without role selection."""
     services, reports = Services(), []
     services.operation(NEventReportRQ, [COMMIT], lambda operation: reports.append(operation.data_set))
@@ -911,7 +906,7 @@ async def test_an_event_report_on_an_association_of_its_own(serving, connect, ui
     assert reports == [b"late"]
 
 
-async def test_a_request_that_crosses_our_release_is_not_answered(serving, raw_peer, store):
+async def test_r37_a_request_that_crosses_our_release_is_not_answered(serving, raw_peer, store):
     """Sta7: data still comes, none may be sent; the release then goes on."""
     async with serving(store.services) as server:
         peer = await raw_peer(server.port)

@@ -180,8 +180,7 @@ def take(assembly, context_id, fragment, *, last=True, complete=True):
     return assembly.command(context_id, memoryview(fragment), last=last, complete=complete)
 
 
-def test_a_command_may_end_in_an_empty_fragment():
-    """R13."""
+def test_r13_a_command_may_end_in_an_empty_fragment():
     assembly = MessageAssembly()
     assert take(assembly, 1, b"ab", last=False) is None
     assert not assembly.idle
@@ -205,21 +204,18 @@ def refusal_of(call):
     return caught.value.source, caught.value.reason
 
 
-def test_data_before_a_command_is_an_unexpected_parameter():
-    """R15."""
+def test_r15_data_before_a_command_is_an_unexpected_parameter():
     assert refusal_of(lambda: MessageAssembly().check_data(1)) == (2, 5)
 
 
-def test_a_command_while_data_is_expected_is_an_unexpected_parameter():
-    """R15."""
+def test_r15_a_command_while_data_is_expected_is_an_unexpected_parameter():
     assembly = MessageAssembly()
     take(assembly, 1, b"ab")
     assembly.expects_data = True
     assert refusal_of(lambda: take(assembly, 1, b"cd")) == (2, 5)
 
 
-def test_another_context_inside_a_message_is_an_unexpected_parameter():
-    """R15."""
+def test_r15_another_context_inside_a_message_is_an_unexpected_parameter():
     assembly = MessageAssembly()
     take(assembly, 1, b"ab", last=False)
     assert refusal_of(lambda: take(assembly, 3, b"cd")) == (2, 5)

@@ -429,8 +429,8 @@ async def test_pending_while_the_source_takes_its_time(getting, received, patien
         assert (await retrieval.final()).counters == Counters(None, 2, 0, 0)
 
 
-async def test_instances_without_negotiated_roles(serving, received, patience):
-    """R34: an archive that sends although nobody mentioned roles."""
+async def test_r34_instances_without_negotiated_roles(serving, received, patience):
+    """An archive that sends although nobody mentioned roles."""
 
     async def perform(operation):
         (context,) = (c for c in operation.association.agreed.contexts.values() if c.abstract_syntax == CT)
@@ -815,7 +815,7 @@ async def test_more_pairs_than_contexts(world, received):
     assert sorted(len(association.agreed.contexts) for association in associations) == [2, 128]
 
 
-async def test_an_unknown_destination_comes_before_anything_else(world, received):
+async def test_r38_an_unknown_destination_comes_before_anything_else(world, received):
     archive = Archive([instance(0)])
     async with world(archive, received) as scu:
         with pytest.raises(RetrieveFailed) as caught:
@@ -825,8 +825,7 @@ async def test_an_unknown_destination_comes_before_anything_else(world, received
     assert archive.identifiers == []
 
 
-async def test_nothing_to_send_needs_no_association(world, received):
-    """R38."""
+async def test_r38_nothing_to_send_needs_no_association(world, received):
     async with world(Archive(), received) as scu:
         result = await moved(scu)
         assert scu.ends == []
@@ -972,7 +971,7 @@ async def test_responses_on_the_wire(serving, raw_peer, uids, received):
 # C-MOVE to ourselves
 
 
-async def test_two_moves_to_ourselves_never_mix(serving, received, patience):
+async def test_r38_two_moves_to_ourselves_never_mix(serving, received, patience):
     """Two associations, so both would begin with Message ID 1; the instances come interleaved."""
     gates = {b"A ": asyncio.Event(), b"B ": asyncio.Event()}
 

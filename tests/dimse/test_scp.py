@@ -215,10 +215,9 @@ async def test_user_identity_reaches_the_verifier_and_its_answer_the_requestor(s
     assert seen == [(2, b"alice", b"secret"), (1, b"mallory", b"")]
 
 
-async def test_drain_lets_stores_finish_and_rejects_new_associations(
+async def test_r40_drain_lets_stores_finish_and_rejects_new_associations(
     serving, raw_peer, store, recording_sink, patience
 ):
-    """R40."""
     futures = []
 
     def answer():

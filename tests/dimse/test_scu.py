@@ -367,7 +367,7 @@ async def storing(scp, **options):
     ],
     ids=["as it should be", "without UIDs", "another Message ID", "no Message ID and no UID"],
 )
-async def test_responses_that_are_taken(strange, changes):
+async def test_r21_responses_that_are_taken(strange, changes):
     scp = await strange(store_response(**changes))
     assert (await storing(scp)).status == 0
 
@@ -379,13 +379,13 @@ async def test_an_unknown_status_is_a_failure(strange, status):
         await storing(scp)
 
 
-async def test_a_response_for_another_instance_is_not_taken(strange):
+async def test_r21_a_response_for_another_instance_is_not_taken(strange):
     scp = await strange(store_response(message_id_being_responded_to=4711, affected_sop_instance_uid="9.9"))
     with pytest.raises(DeadlineExceeded, match="DIMSE response"):
         await storing(scp, response_s=0.02)
 
 
-async def test_a_response_of_another_type_is_not_taken(strange):
+async def test_r21_a_response_of_another_type_is_not_taken(strange):
     def answer(scp, send, request):
         send(CEchoRSP(request.message_id, 0, CT))
         store_response(status=0xB006)(scp, send, request)
@@ -393,7 +393,7 @@ async def test_a_response_of_another_type_is_not_taken(strange):
     assert (await storing(await strange(answer))).status == 0xB006
 
 
-async def test_a_second_response_is_not_taken_for_the_answer_to_the_next_request(strange):
+async def test_r21_a_second_response_is_not_taken_for_the_answer_to_the_next_request(strange):
     """Two final responses to the first C-STORE; the second must not call the other object stored."""
 
     def answer(scp, send, request):

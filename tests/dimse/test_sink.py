@@ -219,7 +219,9 @@ async def test_a_stream_fails_while_it_is_waited_for(patience):
 # On an association
 
 
-async def test_a_slow_consumer_stalls_the_sender_and_memory_stays_bounded(serving, connect, uids, patience):
+async def test_r26_a_slow_consumer_stalls_the_sender_and_memory_stays_bounded(
+    serving, connect, uids, patience
+):
     services, go_on, got, sinks = Services(), asyncio.Event(), [], []
     size, limit = 30_000_000, 500_000
 

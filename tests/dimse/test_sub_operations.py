@@ -108,8 +108,8 @@ def test_an_instance_that_was_not_announced_does_not_hide_one_that_was():
     assert accounts.failed_sop_instance_uids == ["1.1", "1.2"]
 
 
-def test_more_than_16_bits_count():
-    """R29: our numbers go on, those on the wire stay at the top."""
+def test_r29_more_than_16_bits_count():
+    """Our numbers go on, those on the wire stay at the top."""
     accounts = SubOperations(total=70_000)
     for _ in range(66_000):
         accounts.count("1.2", 0x0000)

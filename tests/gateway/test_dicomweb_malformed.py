@@ -360,7 +360,7 @@ def inside(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("depth", [65, 200, 1000, 10_000])
 @pytest.mark.parametrize("content_type", [JSON, METADATA])
-async def test_json_without_a_bottom_is_no_instance(web: Web, depth: int, content_type: str) -> None:
+async def test_r31_json_without_a_bottom_is_no_instance(web: Web, depth: int, content_type: str) -> None:
     body = inside(deep_json(depth))
     if content_type is METADATA:
         body = part(body, f"Content-Type: {JSON}\r\n".encode()) + b"--b--"
@@ -373,13 +373,13 @@ async def test_json_without_a_bottom_is_no_instance(web: Web, depth: int, conten
 @pytest.mark.parametrize(
     "body", [b"[" * 10_000, b'{"a":' * 10_000, b'[{"00081140":' * 10_000, b"[" * 1000 + b"]" * 1000]
 )
-async def test_json_of_brackets_is_400(web: Web, body: bytes) -> None:
+async def test_r31_json_of_brackets_is_400(web: Web, body: bytes) -> None:
     status, answer = await web.post(body, JSON)
     assert (status, list(answer)) == (400, ["error"])
 
 
 @pytest.mark.parametrize("depth", [100, 5000])
-async def test_paths_without_a_bottom_lead_nowhere(web: Web, depth: int) -> None:
+async def test_r31_paths_without_a_bottom_lead_nowhere(web: Web, depth: int) -> None:
     path = ".".join(["00081140"] * depth)
     for target in (f"/studies?{path}=1", f"/studies?includefield={path}"):
         status, _, content = await web.get(target)
@@ -408,7 +408,7 @@ def nested(depth: int, *, defined: bool) -> bytes:
 
 @pytest.mark.parametrize("defined", [False, True], ids=["undefined lengths", "defined lengths"])
 @pytest.mark.parametrize("depth", [100, 10_000])
-async def test_a_data_set_without_a_bottom(web: Web, depth: int, defined: bool) -> None:
+async def test_r31_a_data_set_without_a_bottom(web: Web, depth: int, defined: bool) -> None:
     """It is stored as it is, as files are; or it is not, when it cannot be found out where it belongs. Who asks for it
     gets an answer, and the others are not hurt."""
     first = {tag: each for tag, each in model().items() if tag < "00081140"}
@@ -452,7 +452,7 @@ async def test_an_element_that_is_longer_than_its_file(web: Web, more: bytes) ->
 
 
 @pytest.mark.parametrize("where", ["before its UIDs", "behind its UIDs", "in its pixels"])
-async def test_a_deflated_data_set_that_grows_without_end(web: Web, where: str) -> None:
+async def test_r31_a_deflated_data_set_that_grows_without_end(web: Web, where: str) -> None:
     """It is a gigabyte of a data set that says to have four, in one megabyte. What is needed of it is inflated."""
     plain = encode_data_set(model(), EXPLICIT)
     long = b"\x09\x00\x10\x10OB\0\0" if where == "before its UIDs" else b"\xe0\x7f\x10\x00OB\0\0"

@@ -162,7 +162,7 @@ async def test_a_name_other_than_the_host(serve: Any, authority: Any) -> None:
         assert (await client.request("GET", "/")).body == b"hello"
 
 
-async def test_frozen_handshakes_delay_nobody(serve: Any, authority: Any) -> None:
+async def test_r05_frozen_handshakes_delay_nobody(serve: Any, authority: Any) -> None:
     """R05, with more of them than there may be connections."""
     served = await serve(hello, ssl=server_side(authority.issue(), authority), maximum_connections=100)
     host, port = served.server.addresses[0]

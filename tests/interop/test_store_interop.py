@@ -492,8 +492,8 @@ async def test_dcmtk_senders_with_and_without_nagle(run_tool, kept, pydicom_file
     assert len(kept.take()) == len(paths)
 
 
-async def test_several_senders_of_the_same_instances_at_once(run_tool, kept, pydicom_files):
-    """R36: no instance is torn, none is mixed with another."""
+async def test_r36_several_senders_of_the_same_instances_at_once(run_tool, kept, pydicom_files):
+    """No instance is torn, none is mixed with another."""
     paths = [one.path for one in pydicom_files if one.transfer_syntax_uid == EXPLICIT][:20]
     async with serve(kept.services, port=0) as server:
         await asyncio.gather(

@@ -94,7 +94,7 @@ async def start_both(tmp_path, small_disk, ports, make_gateway, make_upstream, p
 
 
 @pytest.mark.parametrize("durability", ["os", "fsync"])
-async def test_full_and_not_full_again(
+async def test_r28_full_and_not_full_again(
     durability,
     tmp_path,
     small_disk,

@@ -85,7 +85,7 @@ async def until_closed(port: int) -> None:
             return
 
 
-async def test_sigterm_lets_ten_stores_finish_and_rejects_new_associations(
+async def test_r40_sigterm_lets_ten_stores_finish_and_rejects_new_associations(
     tmp_path, free_ports, processes, instances, make_gateway, make_upstream
 ):
     gateway_port, upstream_port = free_ports(2)
@@ -110,7 +110,9 @@ async def test_sigterm_lets_ten_stores_finish_and_rejects_new_associations(
     assert "Traceback" not in gateway.log.read_text()
 
 
-async def test_second_signal_cuts_the_grace_short(tmp_path, free_ports, processes, instances, make_gateway):
+async def test_r40_second_signal_cuts_the_grace_short(
+    tmp_path, free_ports, processes, instances, make_gateway
+):
     gateway_port, upstream_port = free_ports(2)
     gateway = make_gateway(tmp_path, port=gateway_port, upstream_port=upstream_port)
     processes.append(gateway)

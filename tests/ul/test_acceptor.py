@@ -37,14 +37,14 @@ async def test_listening_that_is_cancelled_leaves_no_socket(free_port, make_user
 # Silence, dribble, garbage (R01 to R04)
 
 
-async def test_a_silent_connection_is_closed_when_artim_expires(serve, connect):
+async def test_r01_a_silent_connection_is_closed_when_artim_expires(serve, connect):
     service = await serve(timeouts=Timeouts(artim_s=0.05))
     peer = await connect(service.port)
     assert await peer.receive_all() == b""
     assert [user.told for user in service.users] == [[]]
 
 
-async def test_a_dribble_of_bytes_does_not_extend_artim(serve, connect, wire):
+async def test_r02_a_dribble_of_bytes_does_not_extend_artim(serve, connect, wire):
     service = await serve(timeouts=Timeouts(artim_s=0.1))
     peer = await connect(service.port)
     received = asyncio.create_task(peer.receive_all())
@@ -88,7 +88,7 @@ async def test_a_connection_opened_and_closed_is_nobodys_business(serve, connect
         (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH"),
     ],
 )
-async def test_other_protocols_are_named_and_closed_at_once(serve, connect, wire, caplog, data, name):
+async def test_r04_other_protocols_are_named_and_closed_at_once(serve, connect, wire, caplog, data, name):
     caplog.set_level(logging.INFO, logger="harmony.ul")
     service = await serve()
     peer = await connect(service.port)
@@ -114,8 +114,8 @@ async def test_limits_on_sizes_are_the_acceptors(serve, connect, wire):
 # Answering
 
 
-async def test_a_whole_session_in_one_segment(serve, connect, wire):
-    """R06: A-ASSOCIATE-RQ, P-DATA-TF and A-RELEASE-RQ in one segment."""
+async def test_r06_a_whole_session_in_one_segment(serve, connect, wire):
+    """A-ASSOCIATE-RQ, P-DATA-TF and A-RELEASE-RQ in one segment."""
     service = await serve()
     peer = await connect(service.port)
     await peer.send(wire.associate_rq() + wire.p_data(b"data") + wire.RELEASE_RQ)
@@ -125,7 +125,7 @@ async def test_a_whole_session_in_one_segment(serve, connect, wire):
     assert service.user.data == b"data"
 
 
-async def test_128_contexts_of_62_transfer_syntaxes_are_answered(serve, connect, wire):
+async def test_r08_128_contexts_of_62_transfer_syntaxes_are_answered(serve, connect, wire):
     contexts = [
         (
             2 * n + 1,
@@ -230,7 +230,7 @@ async def test_ipv6_peers_have_brackets(no_leaks, make_user, wire):
 # How many (R32)
 
 
-async def test_300_idle_connections_delay_nobody(serve, connect, wire):
+async def test_r32_300_idle_connections_delay_nobody(serve, connect, wire):
     service = await serve()
     for _ in range(300):
         await connect(service.port)
@@ -409,7 +409,7 @@ async def test_the_verifier_is_cancelled_when_the_peer_goes_away(serve, connect,
 # Stopping (R40)
 
 
-async def test_draining_rejects_new_ones_and_lets_open_ones_finish(serve, connect, wire):
+async def test_r40_draining_rejects_new_ones_and_lets_open_ones_finish(serve, connect, wire):
     service = await serve()
     silent = await connect(service.port)
     early = await connect(service.port)
@@ -429,7 +429,7 @@ async def test_draining_rejects_new_ones_and_lets_open_ones_finish(serve, connec
         await connect(late.socket.getpeername()[1])
 
 
-async def test_draining_aborts_what_is_left_after_the_grace(serve, connect, wire):
+async def test_r40_draining_aborts_what_is_left_after_the_grace(serve, connect, wire):
     service = await serve()
     peer = await connect(service.port)
     await peer.exchange(wire.associate_rq())
@@ -534,7 +534,7 @@ async def in_state(serve, connect, wire, make_user):
 
 @pytest.mark.parametrize("how", ["A-ABORT", "RST", "FIN", "garbage"])
 @pytest.mark.parametrize("state", STATES)
-async def test_the_peer_ends_it_in_any_state(in_state, wire, state, how):
+async def test_r24_the_peer_ends_it_in_any_state(in_state, wire, state, how):
     """One `ended` for whoever heard `established`, none else; the transport is closed; nobody hangs."""
     service, association, peer = await in_state(state)
     if how == "A-ABORT":
@@ -558,7 +558,7 @@ async def test_the_peer_ends_it_in_any_state(in_state, wire, state, how):
 
 @pytest.mark.parametrize("reads", [True, False], ids=["peer reads", "peer neither reads nor closes"])
 @pytest.mark.parametrize("state", STATES)
-async def test_we_abort_in_any_state(in_state, wire, monkeypatch, state, reads):
+async def test_r24_we_abort_in_any_state(in_state, wire, monkeypatch, state, reads):
     monkeypatch.setattr("harmony.ul.association.CLOSE_LINGER_S", 0.05)
     service, association, peer = await in_state(state)
     association._core._artim_timeout_s = 0.05

@@ -56,8 +56,8 @@ async def test_a_user_that_fails_aborts_its_own_association(pair, make_user, wir
     assert "its user failed" in caplog.text
 
 
-async def test_an_answer_with_data_in_the_same_segment(listener, associate, make_user, wire):
-    """R06: A-ASSOCIATE-AC and P-DATA-TF in one segment."""
+async def test_r06_an_answer_with_data_in_the_same_segment(listener, associate, make_user, wire):
+    """A-ASSOCIATE-AC and P-DATA-TF in one segment."""
 
     async def answer():
         peer = await listener.accept()
@@ -138,8 +138,8 @@ async def test_before_it_is_established(make_user, request_pdu, wire):
 # Back-pressure
 
 
-async def test_a_held_association_stops_the_peer(pair, make_user, wire):
-    """R26: what a sender can get rid of is bounded by the kernel's buffers and one receive buffer of ours."""
+async def test_r26_a_held_association_stops_the_peer(pair, make_user, wire):
+    """What a sender can get rid of is bounded by the kernel's buffers and one receive buffer of ours."""
     user = make_user()
     association, peer = await pair(user=user)
     association.hold_reading()
@@ -203,8 +203,8 @@ async def test_a_peer_that_reads_slowly_holds_the_writer(pair, make_user, wire):
     assert user.told[-1] == "writable"
 
 
-async def test_a_peer_that_stops_reading_is_aborted_in_time(pair, make_user, wire, monkeypatch):
-    """R25: the write deadline ends it; the A-ABORT cannot be delivered, so the connection is cut."""
+async def test_r25_a_peer_that_stops_reading_is_aborted_in_time(pair, make_user, wire, monkeypatch):
+    """The write deadline ends it; the A-ABORT cannot be delivered, so the connection is cut."""
     monkeypatch.setattr("harmony.ul.association.CLOSE_LINGER_S", 0.05)
     user = make_user()
     association, _ = await pair(user=user, timeouts=Timeouts(write_s=0.05))
@@ -307,8 +307,8 @@ async def test_the_peers_release(pair, make_user, wire):
     await association.wait_closed()
 
 
-async def test_release_collision_as_requestor(pair, make_user, wire):
-    """R23: 7, 9, 11, 1. We answer at once, then wait for the peer's answer."""
+async def test_r23_release_collision_as_requestor(pair, make_user, wire):
+    """7, 9, 11, 1. We answer at once, then wait for the peer's answer."""
     user = make_user()
     association, peer = await pair(user=user)
     releasing = asyncio.create_task(association.release())
@@ -321,8 +321,8 @@ async def test_release_collision_as_requestor(pair, make_user, wire):
     assert await peer.receive_all() == b""
 
 
-async def test_release_collision_as_acceptor(serve, connect, wire):
-    """R23: 7, 10, 12, 13. We wait for the peer's answer, then give ours."""
+async def test_r23_release_collision_as_acceptor(serve, connect, wire):
+    """7, 10, 12, 13. We wait for the peer's answer, then give ours."""
     service = await serve()
     peer = await connect(service.port)
     await peer.exchange(wire.associate_rq())
@@ -335,7 +335,7 @@ async def test_release_collision_as_acceptor(serve, connect, wire):
     assert user.told == ["established", ("ended", None)]
 
 
-async def test_release_collision_between_two_of_ours(serve, associate, make_user):
+async def test_r23_release_collision_between_two_of_ours(serve, associate, make_user):
     service = await serve()
     user = make_user()
     association = await associate(service.port, user=user)

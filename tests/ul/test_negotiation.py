@@ -116,8 +116,8 @@ def test_the_titles_of_the_request_are_repeated_as_they_came():
         (("not a UID",), (), 4, None),
     ],
 )
-def test_transfer_syntax_choice(proposed, supported, result, chosen):
-    """R07: none, one, duplicate, unknown and damaged transfer syntaxes are answered, never a reason to fail."""
+def test_r07_transfer_syntax_choice(proposed, supported, result, chosen):
+    """None, one, duplicate, unknown and damaged transfer syntaxes are answered, never a reason to fail."""
     answer = negotiate(request(ProposedContext(1, CT, proposed)), supporting(*supported))
     (found,) = answer.presentation_contexts
     assert found.result == result
@@ -163,8 +163,8 @@ def test_a_policy_that_takes_anything_is_not_asked_about_what_is_no_uid(uid):
     answer.encode()
 
 
-def test_ids_even_zero_and_repeated_are_answered_once_and_never_used():
-    """R08: an even ID gets result 2; of a repeated one the first proposal stands."""
+def test_r08_ids_even_zero_and_repeated_are_answered_once_and_never_used():
+    """An even ID gets result 2; of a repeated one the first proposal stands."""
     asked = request(
         ProposedContext(255, CT, (IMPLICIT,)),
         ProposedContext(2, CT, (IMPLICIT,)),
@@ -185,7 +185,7 @@ def test_ids_even_zero_and_repeated_are_answered_once_and_never_used():
     assert len(negotiated.results) == 5
 
 
-def test_128_contexts_are_answered_in_the_order_of_the_request():
+def test_r08_128_contexts_are_answered_in_the_order_of_the_request():
     order = [*range(255, 0, -4), *range(1, 256, 4)]
     asked = request(*(ProposedContext(identifier, CT, (IMPLICIT,)) for identifier in order))
     assert results(negotiate(asked, supporting())) == [(identifier, 0) for identifier in order]
@@ -203,7 +203,7 @@ def test_128_contexts_are_answered_in_the_order_of_the_request():
         ([ContextResult(1, 0, IMPLICIT), ContextResult(1, 4, "")], [0, 2], [1]),
     ],
 )
-def test_a_requestor_tolerates_any_answer(answers, results_, usable):
+def test_r09_a_requestor_tolerates_any_answer(answers, results_, usable):
     asked = request(ProposedContext(1, CT, (IMPLICIT,)), ProposedContext(3, MR, (IMPLICIT, EXPLICIT)))
     negotiated = result_of(asked, AssociateAC(tuple(answers)), requestor=True)
     assert [code for _, code in negotiated.results] == results_
@@ -236,7 +236,9 @@ def test_refusals_are_described_with_their_reasons():
         (None, (1, 1), "scu", "scp"),  # answered without having been asked
     ],
 )
-def test_role_selection_as_both_sides_understand_it(proposed, answered, requestor_acts_as, acceptor_acts_as):
+def test_r34_role_selection_as_both_sides_understand_it(
+    proposed, answered, requestor_acts_as, acceptor_acts_as
+):
     def items(roles):
         return () if roles is None else (RoleSelection(CT, bool(roles[0]), bool(roles[1])),)
 
@@ -293,7 +295,7 @@ def test_roles_of_classes_not_proposed_are_not_answered_and_one_answer_serves_al
         (2**32 - 1, 2**32 - 1),
     ],
 )
-def test_maximum_length_of_the_peer(announced, used):
+def test_r10_maximum_length_of_the_peer(announced, used):
     asked = request(ProposedContext(1, CT, (IMPLICIT,)), maximum_length=announced)
     answer = negotiate(asked, supporting(maximum_length=4242))
     assert answer.user_information.maximum_length == 4242
@@ -319,7 +321,7 @@ def test_maximum_length_of_the_peer(announced, used):
         ((0, 4), (7, 0), (7, 4)),
     ],
 )
-def test_window_an_acceptor_answers(asked, policy, answered):
+def test_r35_window_an_acceptor_answers(asked, policy, answered):
     """The item keeps the requestor's perspective: what it may invoke is what we perform (PS3.7 §D.3.3.3)."""
     window = None if asked is None else AsynchronousOperationsWindow(*asked)
     request_ = request(ProposedContext(1, CT, (IMPLICIT,)), asynchronous_operations_window=window)
@@ -350,7 +352,7 @@ def test_window_an_acceptor_answers(asked, policy, answered):
         ((0, 1), (3, 0), (3, 1)),
     ],
 )
-def test_window_a_requestor_uses(asked, answered, effective):
+def test_r35_window_a_requestor_uses(asked, answered, effective):
     def information(window):
         return UserInformation(
             asynchronous_operations_window=None if window is None else AsynchronousOperationsWindow(*window)

@@ -39,7 +39,7 @@ async def behind(no_leaks, make_user):
 
 
 @pytest.mark.parametrize("header", [V1, V2])
-async def test_the_peer_is_the_one_that_the_proxy_names(behind, connect, wire, header):
+async def test_r39_the_peer_is_the_one_that_the_proxy_names(behind, connect, wire, header):
     port, peers = await behind()
     peer = await connect(port)
     assert (await peer.exchange(header + wire.associate_rq()))[0] == 2
@@ -64,7 +64,7 @@ async def test_a_health_check_is_the_proxys_own(behind, connect, wire):
 
 
 @pytest.mark.parametrize("header", [V1, V2, b""])
-async def test_nobody_else_is_let_in_with_or_without_a_header(behind, connect, wire, caplog, header):
+async def test_r39_nobody_else_is_let_in_with_or_without_a_header(behind, connect, wire, caplog, header):
     caplog.set_level(logging.INFO, logger="harmony.ul")
     port, peers = await behind(trusted=False)
     peer = await connect(port)

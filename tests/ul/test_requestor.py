@@ -59,7 +59,7 @@ async def test_requestor_and_acceptor_of_ours(serve, associate):
 @pytest.mark.parametrize(
     ("codes", "transient"), [((1, 1, 7), False), ((2, 3, 2), True), ((200, 201, 202), False)]
 )
-async def test_a_rejection(listener, request_from, wire, codes, transient):
+async def test_r33_a_rejection(listener, request_from, wire, codes, transient):
     asking, user = request_from()
     peer = await listener.accept()
     await peer.receive_pdu()

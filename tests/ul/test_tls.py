@@ -401,8 +401,8 @@ async def test_a_context_asked_for_at_every_handshake(serve, associate, authorit
 
 
 @pytest.mark.parametrize("sent", [b"", bytes.fromhex("16 03 01 02 00 01 00 01 fc 03 03")])
-async def test_frozen_handshakes_delay_nobody(serve, connect, associate, server_tls, client_tls, sent):
-    """R05. Connections on which nothing comes, or a ClientHello begun and never finished, two hundred times: more than
+async def test_r05_frozen_handshakes_delay_nobody(serve, connect, associate, server_tls, client_tls, sent):
+    """Connections on which nothing comes, or a ClientHello begun and never finished, two hundred times: more than
     there may be connections, and yet each who can finish is let in."""
     service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections=150))
     for number in range(200):

@@ -402,7 +402,7 @@ def test_a_request_that_cannot_be_encoded_changes_nothing():
 # ARTIM
 
 
-def test_artim_runs_from_the_connection_and_bytes_do_not_extend_it():
+def test_r02_artim_runs_from_the_connection_and_bytes_do_not_extend_it():
     side = acceptor()
     for second, byte in enumerate(RQ[:29], 1):
         side.receive(bytes((byte,)), now=float(second))
@@ -429,19 +429,19 @@ def established(**options):
 
 @pytest.mark.parametrize("reserved", [0x00, 0x04, 0xFC])
 @pytest.mark.parametrize("control", [0, 1, 2, 3])
-def test_control_header_reaches_the_receiver_as_it_came(control, reserved):
+def test_r14_control_header_reaches_the_receiver_as_it_came(control, reserved):
     side = established().receive(pdu(4, pdv(1, control | reserved, b"ab")))
     assert side.log.take() == [PDataIndication(1, control | reserved, b"ab")]
 
 
 @pytest.mark.parametrize("fragment", [b"", b"a", b"abc", bytes(1001)])
-def test_empty_and_odd_fragments_are_delivered(fragment):
+def test_r12_r16_empty_and_odd_fragments_are_delivered(fragment):
     side = established().receive(pdu(4, pdv(255, 2, fragment)))
     assert side.log.take() == [PDataIndication(255, 2, fragment)]
     assert not side.core.mid_pdu
 
 
-def test_many_pdvs_in_one_pdu_and_several_messages_in_one_segment():
+def test_r13_many_pdvs_in_one_pdu_and_several_messages_in_one_segment():
     body = pdv(1, 1, b"co") + pdv(1, 3, b"mmand") + pdv(1, 0, b"data") + pdv(3, 2, b"")
     side = established().receive(pdu(4, body) + P_DATA + P_DATA + RELEASE_RQ)
     assert side.log.take() == [
@@ -469,7 +469,7 @@ def test_many_pdvs_in_one_pdu_and_several_messages_in_one_segment():
         pdv(1, 3, b"ab") + b"\0\0\0\1\1\3",
     ],
 )
-def test_a_pdv_that_does_not_fit_its_pdu_is_invalid(body):
+def test_r12_a_pdv_that_does_not_fit_its_pdu_is_invalid(body):
     side = established().receive(pdu(4, body))
     assert side.outgoing() == INVALID_ABORT
     assert side.core.state is State.STA13
@@ -556,7 +556,7 @@ def test_nothing_is_delivered_after_the_transport_was_lost_within_a_pdv():
 
 
 @pytest.mark.parametrize("pdu_type", range(1, 8))
-def test_the_longest_length_is_aborted_with_2_6_and_nothing_is_stored(pdu_type):
+def test_r03_the_longest_length_is_aborted_with_2_6_and_nothing_is_stored(pdu_type):
     side = established()
     side.receive(bytes((pdu_type, 0)) + b"\xff\xff\xff\xff" + bytes(1000))
     assert side.outgoing() == INVALID_ABORT
@@ -610,7 +610,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("data", "name"), FOREIGN)
-def test_another_protocol_is_named_and_the_connection_closed_at_once(data, name):
+def test_r04_another_protocol_is_named_and_the_connection_closed_at_once(data, name):
     side = acceptor().receive(data)
     assert name in str(side.core.fault)
     assert side.core.state is State.STA1
@@ -707,8 +707,8 @@ def test_data_and_release_in_memory(pair, first):
     assert one.core.close_requested
 
 
-def test_data_sent_before_the_release_was_seen_arrives_in_sta7(pair):
-    """R23: release with P-DATA still arriving, part of it before the release and part after."""
+def test_r23_data_sent_before_the_release_was_seen_arrives_in_sta7(pair):
+    """Release with P-DATA still arriving, part of it before the release and part after."""
     pair.requestor.receive(P_DATA[:14])
     pair.requestor.core.release(now=0.0)
     pair.requestor.receive(P_DATA[14:])
@@ -716,8 +716,8 @@ def test_data_sent_before_the_release_was_seen_arrives_in_sta7(pair):
     assert pair.requestor.core.state is State.STA7
 
 
-def test_release_collision_acceptor_waits(pair):
-    """R23: requestor 7, 9, 11, 1; acceptor 7, 10, 12, 13; both send A-RELEASE-RP (PS3.8 §7.2.2)."""
+def test_r23_release_collision_acceptor_waits(pair):
+    """Requestor 7, 9, 11, 1; acceptor 7, 10, 12, 13; both send A-RELEASE-RP (PS3.8 §7.2.2)."""
     pair.requestor.core.release(now=0.0)
     pair.acceptor.core.release(now=0.0)
     pair.pump()
@@ -755,8 +755,8 @@ def test_both_abort_at_once(pair):
     assert pair.take() == ([], [])
 
 
-def test_accepting_from_within_the_indication_takes_a_whole_session_in_one_segment():
-    """R06: A-ASSOCIATE-RQ, P-DATA-TF and A-RELEASE-RQ in one segment."""
+def test_r06_accepting_from_within_the_indication_takes_a_whole_session_in_one_segment():
+    """A-ASSOCIATE-RQ, P-DATA-TF and A-RELEASE-RQ in one segment."""
     side, log = _session_acceptor()
     side.receive(RQ + P_DATA + RELEASE_RQ)
     assert [type(event) for event in log.events] == [AssociateIndication, PDataIndication, ReleaseIndication]
@@ -829,7 +829,7 @@ corruptions = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), 
 
 @settings(max_examples=200, deadline=None)
 @given(st.booleans(), messages, endings, corruptions, cuts)
-def test_any_split_of_a_session_gives_the_same_trace(accepting, data, ending, corruption, cut):
+def test_r06_any_split_of_a_session_gives_the_same_trace(accepting, data, ending, corruption, cut):
     stream = bytearray((RQ if accepting else AC) + data + ending)
     for position, value in corruption:
         stream[position % len(stream)] = value
@@ -839,7 +839,7 @@ def test_any_split_of_a_session_gives_the_same_trace(accepting, data, ending, co
 
 
 @pytest.mark.parametrize("make", [_session_acceptor, _session_requestor])
-def test_every_single_cut_and_byte_by_byte(make):
+def test_r06_every_single_cut_and_byte_by_byte(make):
     first = RQ if make is _session_acceptor else AC
     stream = first + pdu(4, pdv(1, 3, b"ab") + pdv(1, 2, b"")) + P_DATA + RELEASE_RQ
     whole = _trace(make, [stream])
