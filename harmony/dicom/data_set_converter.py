@@ -232,6 +232,8 @@ class DataSetConverter:
         if self._origin + value + length > level.end:
             raise self._error(at, f"{name} has {length} bytes and does not end inside its item")
         if rule.action is Action.DROP:
+            if not rule.tag and not length:
+                return _behind_nuls(window, at, min(len(window), level.end - self._origin))
             self._dropped = True
             return self._value(None, window, value, length, converted)
         if rule.action is Action.REMEMBER:
@@ -378,6 +380,13 @@ _ENCODINGS = {
     "1.2.840.10008.1.2.1": EXPLICIT_LITTLE_ENDIAN,
     "1.2.840.10008.1.2.2": EXPLICIT_BIG_ENDIAN,
 }
+
+
+def _behind_nuls(window: bytes, at: int, end: int) -> int:
+    """Where other elements begin. NULs behind a data set look like group lengths of eight bytes, a great many of them
+    when a file was made longer than what is in it."""
+    nuls = end - at - len(window[at:end].lstrip(b"\0"))
+    return at + nuls // 8 * 8
 
 
 def _encoding_shown(start: bytes, declared: ElementEncoding) -> ElementEncoding:

@@ -76,6 +76,7 @@ async def _stream(data: Data, transcoder: Transcoder) -> AsyncGenerator[bytes | 
                     yield bytes(ahead)
                     ahead = None
                 await asyncio.sleep(0)  # a long header takes its time
+            await asyncio.sleep(0)  # and so does what leaves nothing to send
         last = b"".join(transcoder.finish())
         yield last if ahead is None else bytes(ahead) + last
 

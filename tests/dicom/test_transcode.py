@@ -1,5 +1,6 @@
 """Transcoding as C-GET and C-MOVE use it: every sample file, deflate, instances of every kind of source, memory."""
 
+import asyncio
 import contextlib
 import itertools
 import struct
@@ -422,3 +423,28 @@ def identifier(context):
     if context.transfer_syntax == IMPLICIT:
         return b"\x08\0\x52\0\x06\0\0\0STUDY "
     return b"\x08\0\x52\0CS\x06\0STUDY "
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN])
+@pytest.mark.parametrize("portion", [65_536, 65_533, 1])
+async def test_others_have_their_turn_while_padding_is_passed_over(syntax, portion):
+    """NULs behind the last element, as in a file that is longer than its data set."""
+
+    async def data():
+        yield SOP_INSTANCE_UID[syntax]
+        for _ in range(200):
+            yield bytes(portion)
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    turns = 0
+    task = asyncio.create_task(others())
+    target = IMPLICIT if syntax == EXPLICIT else EXPLICIT
+    converted = await transcode(Instance(CT, "1.2.3", syntax, data()), [target])
+    task.cancel()
+    assert bytes(converted.data) == SOP_INSTANCE_UID[target]
+    assert turns >= 200
