@@ -60,6 +60,19 @@ def test_what_of_a_file_is_unread(file):
     source.close()
 
 
+def test_r29_a_file_beyond_32_bits(tmp_path):
+    """A hole of 5 GiB in front of the data, and one more behind."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.seek(5 << 30)
+        file.write(DATA)
+        file.truncate(10 << 30)
+    source = FileSource(path, offset=5 << 30)
+    assert source.size_bytes == 5 << 30
+    assert fill(source, [len(DATA), 100]) == DATA + bytes(100)
+    source.close()
+
+
 def test_more_places_than_one_system_call_takes(file):
     source = FileSource(file, offset=9)
     sizes = [2] * (IOV_MAX + 10)

@@ -291,6 +291,38 @@ async def test_r28_an_object_over_the_limit_is_drained_and_refused(gateway, asso
 # R29
 
 
+async def test_r29_a_stored_object_beyond_32_bits_has_its_length(gateway, associate, connect, dimse, wire):
+    """A sparse file: 5 GiB of it are a hole, and nobody reads them here."""
+    instance = b"1.2.3.29.1"
+    data = b"".join(
+        struct.pack("<HH2sH", group, element, b"UI", len(value)) + value
+        for group, element, value in (
+            (0x0008, 0x0016, dimse.CT + b"\0"),
+            (0x0008, 0x0018, instance),
+            (0x0020, 0x000D, b"1.2.29"),
+            (0x0020, 0x000E, b"1.2.29.1"),
+        )
+    )
+    requestor = await associate([(3, dimse.CT, [b"1.2.840.10008.1.2.1"])])
+    await requestor.send(
+        wire.p_data(dimse.store(instance), context_id=3), wire.p_data(data, context_id=3, control=2)
+    )
+    assert await requestor.status() == 0
+    (path,) = (gateway.folder / "storage").rglob("1.2.3.29.1.dcm")
+    size = path.stat().st_size + 5 * GIB
+    os.truncate(path, size)
+    peer = await connect(gateway.http, receive_buffer=4096)
+    await peer.send(
+        b"GET /web/studies/1.2.29/series/1.2.29.1/instances/1.2.3.29.1 HTTP/1.1\r\nHost: x\r\n"
+        b"Accept: application/dicom; transfer-syntax=*\r\n\r\n"
+    )
+    head = (await peer.receive(1000)).partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"HTTP/1.1 200")
+    assert f"content-length: {size}".encode() in head.lower()
+    peer.close()
+    path.unlink()
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.environ.get("HARMONY_LARGE_TESTS") != "1", reason="5 GiB: HARMONY_LARGE_TESTS=1")
 async def test_r29_an_object_of_5_gib(gateway):
