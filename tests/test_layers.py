@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "harmony"
 
 # Lowest first; a layer may import itself and what stands before it. Nothing ranks the package's own __init__.
-LAYERS = ("ul", "dimse", "dicom", "audit", "archive", "http", "jmix", "gateway", "__main__")
+LAYERS = ("ul", "dimse", "dicom", "send", "audit", "archive", "http", "jmix", "gateway", "__main__")
 ENGINE = ("ul", "dimse")
 EXTRAS = {
     PACKAGE / "dicom" / "rendering.py": "render",

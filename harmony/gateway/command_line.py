@@ -1,4 +1,4 @@
-"""`python -m harmony`: arguments, `--check`, `outbox`, `index`, and the way into the running gateway.
+"""`python -m harmony`: arguments, `--check`, `outbox`, `index`, `send`, and the way into the running gateway.
 
 Exit status 0 after a clean stop or a good check, 2 for arguments and configurations that cannot be used; whatever the
 gateway returns otherwise. Without `--config` the embedded default runs: no file is looked for, so that the folder one
@@ -26,8 +26,14 @@ EXIT_UNUSABLE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == "send":  # which has arguments of its own, and needs no configuration
+        send: Callable[[Sequence[str]], int] = importlib.import_module("harmony.gateway.send_command").main
+        return send(words[1:])
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(words)
+    if arguments.command == "send":
+        parser.error("send comes first, its arguments behind it: harmony send --help")
     if arguments.retry is not None and arguments.command != "outbox":
         parser.error("--retry belongs to the outbox command")
     if (arguments.command == "index") != (arguments.action == "rebuild"):
@@ -77,10 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["start", "outbox", "index", "hash-password"],
+        choices=["start", "outbox", "index", "hash-password", "send"],
         help="start, which is what happens anyway; outbox: list the envelopes that are not delivered yet; "
         "index rebuild: make the index of the archive again from its files; "
-        "hash-password: print a password, read from standard input, as configurations may hold it",
+        "hash-password: print a password, read from standard input, as configurations may hold it; "
+        "send: C-STORE files and folders to a peer (send --help)",
     )
     parser.add_argument("action", nargs="?", choices=["rebuild"], help=argparse.SUPPRESS)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="main configuration file (.toml)")

@@ -11,12 +11,12 @@ import logging
 import logging.handlers
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from harmony.gateway.app import Gateway, Load
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.errors import StartError
+from harmony.gateway.event_loop import loop_factory
 from harmony.gateway.greeting import greeting
 
 __all__ = ["run"]
@@ -38,7 +38,7 @@ def run(config: LoadedConfig, load: Load) -> int:
     except OSError as error:
         print(f"cannot start: the log file: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(gateway))
 
 
@@ -84,16 +84,6 @@ async def _reload_when(hung_up: asyncio.Event, gateway: Gateway) -> None:
         hung_up.clear()
         with contextlib.suppress(ConfigError, StartError):  # which have been logged
             await gateway.reload()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 def _set_up_logging(settings: LogSettings) -> None:
