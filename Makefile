@@ -14,7 +14,7 @@ help:
 	@echo 'make run    start Harmony            ARGS="--config FILE" is passed on'
 	@echo 'make test   run the tests            ARGS="tests/ul -k pdu" is passed on'
 	@echo 'make style  ruff: lint and format    make types  mypy --strict    make check  style, types, test'
-	@echo 'make bench  the store benchmark, about two minutes'
+	@echo 'make bench  a part of each benchmark, two minutes at most'
 
 run: $(VENV)/.run-installed
 	@$(BIN)/python -m harmony $(ARGS)
@@ -30,7 +30,7 @@ types: $(VENV)/.test-installed
 	@$(BIN)/mypy
 
 bench: $(VENV)/.test-installed
-	@$(BIN)/python -m benchmarks store --quick $(ARGS)
+	@$(BIN)/python -m benchmarks all --quick $(ARGS)
 
 check: style types test
 

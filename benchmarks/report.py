@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.measure import Run
 from benchmarks.peers import RECEIVERS, program
 from benchmarks.senders import SENDERS
-from benchmarks.tables import number, spread
+from benchmarks.tables import markdown, number, spread
 
 DCMTK_REFERENCES = ("dcmtk-nodelay", "dcmtk", "dcmtk-fork")  # the first that ran
 
@@ -64,15 +64,10 @@ def _table(cell: Cell, by_receiver: dict[str, list[Run]]) -> str:
         list(row)
         for row in zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True)
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(text.ljust(width) if n == 0 else text.rjust(width) for n, (text, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
     title = (
         f"{size} ({size_bytes} bytes), {associations} association{plural}, sender: {SENDERS[sender].title}"
     )
-    return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
+    return f"{title}\n\n{markdown(rows)}"
 
 
 def _row(receiver: str, by_receiver: dict[str, list[Run]]) -> list[str]:
@@ -111,8 +106,8 @@ def machine() -> dict[str, Any]:
         "memory": _first("/proc/meminfo", "MemTotal"),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in ("harmony-dicom", "uvloop", "pydicom", "pynetdicom")},
-        "dcmtk": _printed([program("storescp") or "storescp", "--version"]).partition("\n")[0].strip("$ "),
-        "commit": _printed(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
+        "dcmtk": printed([program("storescp") or "storescp", "--version"]).partition("\n")[0].strip("$ "),
+        "commit": printed(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
     }
 
 
@@ -156,7 +151,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _printed(command: list[str]) -> str:
+def printed(command: list[str]) -> str:
+    """Standard output of a program; "" when it cannot be run."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
     except OSError:
