@@ -344,12 +344,14 @@ def wire():
 
 @pytest.fixture
 async def connect(no_leaks):
-    """connect(port): a Peer connected to 127.0.0.1, closed at the end."""
+    """connect(port): a Peer connected to 127.0.0.1, closed at the end. host: where it connects from."""
     peers = []
 
-    async def connect(port, *, receive_buffer=None):
+    async def connect(port, *, receive_buffer=None, host=None):
         sock = socket.socket()
         peers.append(sock)
+        if host is not None:
+            sock.bind((host, 0))
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)

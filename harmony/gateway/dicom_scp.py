@@ -20,7 +20,7 @@ from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.dicom_authentication import IdentityCheck
 from harmony.gateway.dimse_policies import DimsePolicies
-from harmony.gateway.options import DicomScpOptions
+from harmony.gateway.options import CONNECTIONS_PER_ASSOCIATION, DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.tls import Certificates
@@ -109,11 +109,22 @@ class DicomSCP:
         return policy
 
 
+def acceptor_limits(options: DicomScpOptions) -> AcceptorLimits:
+    return AcceptorLimits(
+        maximum_associations=options.max_associations,
+        maximum_connections=options.max_connections or CONNECTIONS_PER_ASSOCIATION * options.max_associations,
+        maximum_associations_per_calling_ae_title=options.max_associations_per_ae,
+        maximum_associations_per_address=options.max_associations_per_address,
+        maximum_connections_per_address=options.max_connections_per_address,
+        connections_per_second_per_address=options.max_connection_rate,
+    )
+
+
 class DicomListener:
     """The server on one address."""
 
     def __init__(self, address: Listener, scps: Sequence[DicomSCP]) -> None:
-        """scps: at least one; timers and the number of associations are those of the first."""
+        """scps: at least one; timers, and limits on associations and connections, are those of the first."""
         self.address = address
         self.scps = tuple(scps)
         options = self.scps[0].options
@@ -125,10 +136,7 @@ class DicomListener:
                 write_s=options.pdu_timeout_secs,
                 idle_s=options.idle_timeout_secs,
             ),
-            limits=AcceptorLimits(
-                maximum_associations=options.max_associations,
-                maximum_connections=4 * options.max_associations,
-            ),
+            limits=acceptor_limits(options),
             verify_identity=IdentityCheck(self._gate_of) if any(scp.gate for scp in self.scps) else None,
         )
         for scp in self.scps:

@@ -52,9 +52,14 @@ DEFAULT_LARGEST_UPLOAD_BYTES = 16 * 2**30
 """Four times the largest element PS3.5 can encode with a defined length; whole-slide studies stay below it."""
 DEFAULT_MIN_FREE_BYTES = 256 * 2**20
 
+CONNECTIONS_PER_ASSOCIATION = 4
+"""Connections beyond the associations: requests under way, rejections and closings that take their time."""
+
 MaxPDU = Annotated[int, Meta(ge=MAX_PDU_MIN, le=MAX_PDU_MAX)]
 TimeoutSecs = Annotated[int, Meta(ge=1, le=300)]
 Retries = Annotated[int, Meta(ge=0, le=10)]
+ZeroForNone = Annotated[int, Meta(ge=0, le=65535, extra={"allowed": "from 0 (no limit) to 65535"})]
+"""A limit on a number of connections or associations."""
 
 
 class NoOptions(Table, frozen=True):
@@ -173,6 +178,13 @@ class DicomScpOptions(Table, frozen=True):
     max_operations: Annotated[int, Meta(ge=1, le=1024)] = 1
     """Operations a peer may have outstanding (PS3.7 Annex D.3.3.3); 1: not negotiated."""
     max_associations: Annotated[int, Meta(ge=1, le=65535)] = 256
+    max_associations_per_ae: ZeroForNone = 0
+    max_associations_per_address: ZeroForNone = 0
+    max_connections: PositiveInt | None = None
+    """None: CONNECTIONS_PER_ASSOCIATION for each of max_associations."""
+    max_connections_per_address: ZeroForNone = 0
+    max_connection_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    """From one address, per second on average."""
 
     match_empty_values: bool = True
     """A stored attribute without value matches any query for it (PS3.4 §C.2.2.1.2)."""

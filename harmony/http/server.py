@@ -100,7 +100,7 @@ class HTTPServer:
         def accept(client: tuple[str, int] | None = None) -> asyncio.Protocol:
             if ssl is None:
                 return make(client=client)
-            return self._handshakes.door(ssl, functools.partial(make, client=client))
+            return self._handshakes.door(ssl, functools.partial(make, client=client), peer=client)
 
         async def proceed(sock: socket.socket, client: tuple[str, int] | None) -> None:
             await loop.connect_accepted_socket(lambda: accept(client), sock)

@@ -2,7 +2,7 @@
 
 An `Acceptor` serves one policy for several called AE titles on any number of addresses. The answers to those it
 cannot take are the standard's: rejected-transient, service-provider (presentation), temporary-congestion (2/3/1)
-while it drains and local-limit-exceeded (2/3/2) when it is full.
+while it drains and local-limit-exceeded (2/3/2) when it is full, or the peer has as much of it as one may have.
 
 TLS handshakes run beside the accept loop (`harmony.ul.tls`): a frozen one delays nobody, a failed one is logged with
 its cause. They count as connections; where there are too many, the handshake that has taken longest makes room.
@@ -24,6 +24,7 @@ from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
 from harmony.ul.proxied import ProxiedConnections, Trust
+from harmony.ul.shares import ConnectionRate, OnceAWhile, Shares, host_of
 from harmony.ul.tls import Handshakes, TLSContext
 from harmony.ul.upper_layer import Role, SizeLimits
 
@@ -70,6 +71,14 @@ class AcceptorLimits:
     maximum_connections: int = 1024
     """Transport connections in any phase, TLS handshake included. More are closed at once, handshakes before any
     association."""
+    maximum_associations_per_calling_ae_title: int = 0
+    """Of those above; more are rejected with 2/3/2. 0: no limit but that above, as for everything below."""
+    maximum_associations_per_address: int = 0
+    maximum_connections_per_address: int = 0
+    """More are closed at once, before a TLS handshake."""
+    connections_per_second_per_address: float = 0.0
+    """On average, see `shares`; more are closed at once. For peers that take a rejection for a reason to try again
+    immediately."""
 
 
 class Acceptor:
@@ -111,6 +120,11 @@ class Acceptor:
         self._proxied = ProxiedConnections(
             self._admit_proxied, timeout_s=self._timeouts.artim_s, logger=logger
         )
+        self._admitted_titles: Shares[Association] = Shares()
+        self._admitted_hosts: Shares[Association] = Shares()
+        self._connected_hosts: Shares[Association] = Shares()
+        self._rate = ConnectionRate()
+        self._is_to_be_told = OnceAWhile()
         self._draining = False
         self._closing = False
         self._none_admitted = asyncio.Event()
@@ -149,7 +163,7 @@ class Acceptor:
         def accepted(peer: tuple[str, int] | None = None) -> asyncio.BaseProtocol:
             if ssl_context is None:
                 return self._make_association(peer=peer)
-            return self._handshakes.door(ssl_context, functools.partial(self._over_tls, peer=peer))
+            return self._handshakes.door(ssl_context, functools.partial(self._over_tls, peer=peer), peer=peer)
 
         async def proceed(proxied: socket.socket, peer: tuple[str, int] | None) -> None:
             await loop.connect_accepted_socket(lambda: accepted(peer), proxied)
@@ -246,16 +260,17 @@ class Acceptor:
         return self._make_association(connected, peer=peer)
 
     def _admit_handshake(self, peer_address: str) -> bool:
-        return not self._closing and self._has_room(peer_address)
+        return not self._closing and self._has_share(host_of(peer_address)) and self._has_room(peer_address)
 
     def _connected(self, association: Association) -> None:
-        has_room = self._has_room(association.peer_address)
+        has_room = self._has_share(association.peer[0]) and self._has_room(association.peer_address)
         self._join(association)
         if not has_room:
             association.abort()
 
     def _join(self, association: Association) -> None:
         self._connections.add(association)
+        self._connected_hosts.take(association, association.peer[0])
         self._none_connected.clear()
         if self._closing:
             association.abort()
@@ -272,6 +287,23 @@ class Acceptor:
         )
         return False
 
+    def _has_share(self, host: str) -> bool:
+        """Whether one more connection is within what one address may have; it counts for the rate if so."""
+        limits, now = self.limits, asyncio.get_running_loop().time()
+        count = self._connected_hosts.count(host) + self._handshakes.count(host)
+        maximum = limits.maximum_connections_per_address
+        if maximum and count >= maximum:
+            problem = f"it has {maximum} open, which is maximum_connections_per_address"
+        elif not self._rate.admit(host, limits.connections_per_second_per_address, now=now):
+            problem = (
+                f"more than connections_per_second_per_address, {limits.connections_per_second_per_address:g}"
+            )
+        else:
+            return True
+        if self._is_to_be_told((host, problem), now=now):
+            logger.warning("connections from %s are closed: %s", host, problem)
+        return False
+
     def _admit_proxied(self, peer_address: str) -> bool:
         return not self._closing and self._has_room(peer_address)
 
@@ -280,11 +312,14 @@ class Acceptor:
         if decision is not None:
             decision.cancel()  # nobody waits for the answer any more
         self._admitted.discard(association)
+        self._admitted_titles.release(association)
+        self._admitted_hosts.release(association)
         if not self._admitted:
             self._none_admitted.set()
 
     def _closed(self, association: Association) -> None:
         self._connections.discard(association)
+        self._connected_hosts.release(association)
         if not self._connections:
             self._none_connected.set()
 
@@ -292,10 +327,14 @@ class Acceptor:
         if self._draining:
             self._reject(association, request, AssociateRJ(2, 3, 1))
             return
-        if len(self._admitted) >= self.limits.maximum_associations:
+        if full := self._limit_reached(association, request):
+            if self._is_to_be_told(full, now=asyncio.get_running_loop().time()):
+                logger.warning("associations are rejected: %s", full)
             self._reject(association, request, AssociateRJ(2, 3, 2))
             return
         self._admitted.add(association)
+        self._admitted_titles.take(association, request.calling_ae_title)
+        self._admitted_hosts.take(association, association.peer[0])
         self._none_admitted.clear()
         if self._verify_identity is None:
             self._answer(association, request, None)
@@ -303,6 +342,19 @@ class Acceptor:
         self._decisions[association] = asyncio.get_running_loop().create_task(
             self._decide(association, request, self._verify_identity)
         )
+
+    def _limit_reached(self, association: Association, request: AssociateRQ) -> str | None:
+        """Why there is no room for one more association of this peer, in words."""
+        limits, title, host = self.limits, request.calling_ae_title, association.peer[0]
+        if len(self._admitted) >= limits.maximum_associations:
+            return f"maximum_associations, {limits.maximum_associations}, are open"
+        if not self._admitted_titles.has_room(title, limits.maximum_associations_per_calling_ae_title):
+            maximum = limits.maximum_associations_per_calling_ae_title
+            return f"{title!r} has {maximum} open, which is maximum_associations_per_calling_ae_title"
+        if not self._admitted_hosts.has_room(host, limits.maximum_associations_per_address):
+            maximum = limits.maximum_associations_per_address
+            return f"{host} has {maximum} open, which is maximum_associations_per_address"
+        return None
 
     async def _decide(self, association: Association, request: AssociateRQ, verify: IdentityVerifier) -> None:
         identity = request.user_information.user_identity_rq

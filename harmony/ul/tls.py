@@ -21,7 +21,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
-from harmony.ul.transport import format_address
+from harmony.ul.shares import Shares, host_of
+from harmony.ul.transport import format_address, format_peer
 
 __all__ = ["Handshakes", "TLSContext", "connect", "describe_failure", "name_protocol"]
 
@@ -125,28 +126,41 @@ class Handshakes:
         self._answer_plain = answer_plain
         self._shutdown_timeout_s = shutdown_timeout_s
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
+        self._hosts: Shares[asyncio.Task[None]] = Shares()
         self.on_failed: Callable[[str, str], None] | None = None
         """Told of the peer and of what went wrong."""
 
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def count(self, host: str) -> int:
+        """Those with one host."""
+        return self._hosts.count(host)
+
     def door(
-        self, context: TLSContext, make_protocol: Callable[[Callable[[], None]], asyncio.BaseProtocol]
+        self,
+        context: TLSContext,
+        make_protocol: Callable[[Callable[[], None]], asyncio.BaseProtocol],
+        *,
+        peer: tuple[str, int] | None = None,
     ) -> asyncio.Protocol:
         """For `loop.create_server`: the protocol of a connection just accepted.
 
         make_protocol: makes the one that talks over TLS, which calls its argument when it is connected; from then on
-        the connection is its own business and no handshake any more.
+        the connection is its own business and no handshake any more. peer: who it is with, None for the one who
+        connected.
         """
-        return _Door(
-            lambda sock, peer_address: self._begin(sock, peer_address, context=context, make=make_protocol)
-        )
+
+        def begin(sock: socket.socket, peer_address: str) -> None:
+            address = peer_address if peer is None else format_peer(peer)
+            self._begin(sock, address, context=context, make=make_protocol)
+
+        return _Door(begin)
 
     def drop_oldest(self) -> bool:
         """Make room: the handshake that has taken longest is the likeliest to be frozen. False when there is none."""
         for task in self._tasks:
-            del self._tasks[task]
+            self._forget(task)
             task.cancel()
             return True
         return False
@@ -172,18 +186,23 @@ class Handshakes:
             return
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.pop(task, None)
+            self._forget(task)
             if task.cancelled():
                 sock.close()  # it may never have started
 
         def connected() -> None:
-            self._tasks.pop(task, None)
+            self._forget(task)
 
         task = asyncio.get_running_loop().create_task(
             self._shake_hands(sock, peer_address, context=context, make_protocol=lambda: make(connected))
         )
         self._tasks[task] = None
+        self._hosts.take(task, host_of(peer_address))
         task.add_done_callback(ended)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        self._hosts.release(task)
 
     async def _shake_hands(
         self,

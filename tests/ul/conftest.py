@@ -145,6 +145,13 @@ class Service:
                 await turn()
         return [*self.acceptor._connections]
 
+    async def until_connected_from(self, host, count):
+        """The same for one address, handshakes included."""
+        async with asyncio.timeout(PATIENCE_S):
+            acceptor = self.acceptor
+            while acceptor._connected_hosts.count(host) + acceptor._handshakes.count(host) != count:
+                await turn()
+
     async def until_state(self, association, name, mid_pdu):
         async with asyncio.timeout(PATIENCE_S):
             while association._core.state.name != name or association._core.mid_pdu != mid_pdu:

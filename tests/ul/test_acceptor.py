@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import socket
 import struct
 
@@ -264,6 +265,115 @@ async def test_one_connection_too_many_is_closed(serve, connect, wire, caplog):
     await service.users[1].until(lambda: service.users[1].ends)
     await service.until_connected(1)
     assert (await (await connect(service.port)).exchange(wire.associate_rq()))[0] == 2
+
+
+async def test_one_association_too_many_of_a_calling_ae_title(serve, connect, wire, caplog):
+    service = await serve(limits=AcceptorLimits(maximum_associations_per_calling_ae_title=2))
+    first, second = await connect(service.port), await connect(service.port)
+    for peer in (first, second):
+        assert (await peer.exchange(wire.associate_rq(calling=b"MODALITY")))[0] == 2
+    for calling in (b"MODALITY", b" MODALITY"):  # leading spaces are not significant (PS3.8 Table 9-11)
+        third = await connect(service.port)
+        assert await third.exchange(wire.associate_rq(calling=calling)) == wire.reject(2, 3, 2)
+    assert (await (await connect(service.port)).exchange(wire.associate_rq(calling=b"PACS")))[0] == 2
+    assert caplog.text.count("'MODALITY' has 2 open, which is maximum_associations_per_calling_ae_title") == 1
+    assert await first.exchange(wire.RELEASE_RQ) == wire.RELEASE_RP
+    assert (await (await connect(service.port)).exchange(wire.associate_rq(calling=b"MODALITY")))[0] == 2
+    assert service.acceptor.rejections == {(2, 3, 2): 2}
+
+
+async def test_one_association_too_many_of_an_address(serve, connect, wire, caplog):
+    service = await serve(limits=AcceptorLimits(maximum_associations_per_address=2))
+    first, second = await connect(service.port), await connect(service.port)
+    for peer in (first, second):
+        assert (await peer.exchange(wire.associate_rq()))[0] == 2
+    third = await connect(service.port)
+    assert await third.exchange(wire.associate_rq(calling=b"ANOTHER")) == wire.reject(2, 3, 2)
+    elsewhere = await connect(service.port, host="127.0.0.2")
+    assert (await elsewhere.exchange(wire.associate_rq()))[0] == 2
+    assert "127.0.0.1 has 2 open, which is maximum_associations_per_address" in caplog.text
+    second.reset()
+    await service.users[1].until(lambda: service.users[1].ends)
+    assert (await (await connect(service.port)).exchange(wire.associate_rq()))[0] == 2
+
+
+async def test_one_connection_too_many_of_an_address(serve, connect, wire, caplog):
+    service = await serve(limits=AcceptorLimits(maximum_connections_per_address=2))
+    first = await connect(service.port)
+    await service.until_connected(1)
+    second = await connect(service.port)
+    assert (await second.exchange(wire.associate_rq()))[0] == 2
+    for _ in range(2):
+        assert await (await connect(service.port)).receive_all() == b""
+    elsewhere = await connect(service.port, host="127.0.0.2")
+    assert (await elsewhere.exchange(wire.associate_rq()))[0] == 2
+    assert caplog.text.count("maximum_connections_per_address") == 1
+    first.close()
+    await service.until_connected(2)
+    assert (await (await connect(service.port)).exchange(wire.associate_rq()))[0] == 2
+
+
+async def test_who_connects_too_fast_is_closed_and_others_are_served(serve, connect, wire, caplog):
+    service = await serve(limits=AcceptorLimits(connections_per_second_per_address=0.001))
+    peer = await connect(service.port)
+    assert (await peer.exchange(wire.associate_rq()))[0] == 2
+    for _ in range(3):
+        assert await (await connect(service.port)).receive_all() == b""
+    elsewhere = await connect(service.port, host="127.0.0.2")
+    assert (await elsewhere.exchange(wire.associate_rq()))[0] == 2
+    assert caplog.text.count("127.0.0.1 are closed: more than connections_per_second_per_address, 0.001") == 1
+    assert await peer.exchange(wire.RELEASE_RQ) == wire.RELEASE_RP  # who is here stays
+    service.acceptor.limits = AcceptorLimits()  # as at a reload
+    assert (await (await connect(service.port)).exchange(wire.associate_rq()))[0] == 2
+
+
+async def test_counters_return_to_zero_in_any_order(serve, connect, wire):
+    """Silent, rejected, released, aborted, reset and closed, begun and ended in a different order each time."""
+    limits = AcceptorLimits(
+        maximum_associations_per_calling_ae_title=3,
+        maximum_associations_per_address=6,
+        maximum_connections_per_address=9,
+    )
+    service = await serve(limits=limits)
+    order = random.Random(5)
+    for _ in range(30):
+        peers = [await connect(service.port) for _ in range(12)]
+        for peer in order.sample(peers, 10):
+            with contextlib.suppress(ConnectionError):
+                await peer.send(wire.associate_rq(calling=order.choice([b"ONE", b"TWO", b"THREE"])))
+        for peer in order.sample(peers, 12):
+            with contextlib.suppress(ConnectionError):
+                match order.choice(["release", "abort", "reset", "close"]):
+                    case "release":
+                        await peer.send(wire.RELEASE_RQ)
+                        peer.close()
+                    case "abort":
+                        await peer.send(wire.ABORT)
+                        peer.close()
+                    case "reset":
+                        peer.reset()
+                    case "close":
+                        peer.close()
+    await service.until_connected(0)
+    acceptor = service.acceptor
+    for shares in (acceptor._admitted_titles, acceptor._admitted_hosts, acceptor._connected_hosts):
+        assert len(shares) == 0
+        assert not shares._counts
+    assert acceptor.associations == frozenset()
+    assert (await (await connect(service.port)).exchange(wire.associate_rq()))[0] == 2
+
+
+async def test_limits_are_followed(serve, connect, wire, make_user):
+    service = await serve(limits=AcceptorLimits(maximum_associations_per_address=1))
+    first = await connect(service.port)
+    assert (await first.exchange(wire.associate_rq()))[0] == 2
+    assert await (await connect(service.port)).exchange(wire.associate_rq()) == wire.reject(2, 3, 2)
+    other = Acceptor(
+        service.acceptor.policy, make_user, limits=AcceptorLimits(maximum_associations_per_address=2)
+    )
+    service.acceptor.follow(other)
+    assert (await (await connect(service.port)).exchange(wire.associate_rq()))[0] == 2
+    assert await (await connect(service.port)).exchange(wire.associate_rq()) == wire.reject(2, 3, 2)
 
 
 # User identity (PS3.7 §D.3.3.7)

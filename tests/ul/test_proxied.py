@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from harmony.ul.acceptor import Acceptor
+from harmony.ul.acceptor import Acceptor, AcceptorLimits
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import AcceptorPolicy, SupportedAbstractSyntax
 
@@ -21,14 +21,14 @@ async def behind(no_leaks, make_user):
     """await behind(trusted, ...): the port of an acceptor, and the peers of the requests that it has got."""
     acceptors = []
 
-    async def start(*, trusted=True, ssl_context=None, timeouts=None):
+    async def start(*, trusted=True, ssl_context=None, timeouts=None, limits=None):
         peers = []
 
         def choose(request, association):
             peers.append((association.peer, association.peer_address))
             return AcceptorPolicy(other_abstract_syntaxes=lambda uid: SupportedAbstractSyntax())
 
-        acceptor = Acceptor(choose, make_user, timeouts=timeouts)
+        acceptor = Acceptor(choose, make_user, timeouts=timeouts, limits=limits)
         acceptors.append(acceptor)
         await acceptor.listen("127.0.0.1", 0, ssl_context=ssl_context, trusted_proxy=lambda host: trusted)
         return acceptor.addresses[0][1], peers
@@ -140,3 +140,19 @@ async def test_closing_while_headers_are_waited_for(behind, connect):
     for sent in (b"", V1[:10]):
         peer = await connect(port)
         await peer.send(sent)
+
+
+async def test_limits_per_address_are_about_the_clients(behind, connect, wire):
+    limits = AcceptorLimits(maximum_connections_per_address=2, maximum_associations_per_address=1)
+    port, _ = await behind(limits=limits)
+
+    async def answer(host, *, receive_all=False):
+        peer = await connect(port)
+        header = b"PROXY TCP4 %s 198.51.100.2 41340 104\r\n" % host
+        await peer.send(header + wire.associate_rq())
+        return await (peer.receive_all() if receive_all else peer.receive_pdu())
+
+    assert [(await answer(b"192.0.2.%d" % number))[0] for number in range(1, 6)] == [2] * 5
+    assert (await answer(b"192.0.2.1")) == wire.reject(2, 3, 2)
+    assert await answer(b"192.0.2.1", receive_all=True) == b""
+    assert (await answer(b"192.0.2.6"))[0] == 2

@@ -438,6 +438,24 @@ async def test_handshakes_count_as_connections(serve, connect, associate, server
     assert "maximum_connections is 2" in caplog.text
 
 
+async def test_handshakes_count_as_connections_of_their_address(
+    serve, connect, associate, server_tls, client_tls
+):
+    service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections_per_address=2))
+    frozen = await connect(service.port)
+    association = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    with pytest.raises(ConnectFailed):
+        await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    frozen.close()
+    await service.until_connected_from("127.0.0.1", 1)
+    again = await associate(service.port, ssl_context=client_tls, server_hostname="localhost")
+    for each in (association, again):
+        await each.release()
+        await each.wait_closed()
+    await service.until_connected(0)
+    assert len(service.acceptor._connected_hosts) == 0
+
+
 async def test_a_finished_handshake_counts_once(serve, associate, server_tls, client_tls):
     service = await serve(ssl_context=server_tls, limits=AcceptorLimits(maximum_connections=1))
     for _ in range(3):
