@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from harmony.gateway.address_range import AddressRange, address_of, contains
+from harmony.http import ServerLimits
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_MAX_RETRIES = 3
@@ -132,6 +133,8 @@ class Listener:
     """They give it in front of each connection, and nobody else may connect."""
     forwarded_header: ForwardedHeader = "X-Forwarded-For"
     """HTTP: where they give it in a request."""
+    limits: ServerLimits = field(default=ServerLimits(), repr=False, compare=False)
+    """HTTP: of connections. An address with other limits is the same one."""
 
     def trusts(self, host: str) -> bool:
         return contains(self.trusted_proxies, address_of(host))

@@ -85,7 +85,13 @@ class Listeners:
             if running is not listener:
                 running.follow(listener)
                 assembly.dicom[number] = running
+        for address in [*_http_addresses(assembly, apart=True), *_http_addresses(assembly, apart=False)]:
+            host, port = _place(address)
+            self._server(address).limit(host, port, address.listener.limits)
         self._close_others(assembly)
+
+    def _server(self, address: _HTTPAddress) -> HTTPServer:
+        return self.management_http if address.apart else self.http
 
     def _close_others(self, assembly: Assembly) -> None:
         for address in set(self._dicom) - {each.address for each in assembly.dicom}:
@@ -139,8 +145,7 @@ class Listeners:
         self._leaving.discard(wanted)
 
     async def _open_http(self, wanted: _HTTPAddress) -> None:
-        listener = wanted.listener
-        server = self.management_http if wanted.apart else self.http
+        server, listener = self._server(wanted), wanted.listener
         try:
             context = None
             if listener.tls is not None:
@@ -151,6 +156,7 @@ class Listeners:
                 ssl=context,
                 network=wanted.network,
                 trusted_proxy=listener.trusts if listener.proxy_protocol else None,
+                limits=listener.limits,
             )
         except OSError as error:
             raise StartError(f"HTTP on {listener}{_reason(error)}") from error
@@ -158,8 +164,7 @@ class Listeners:
 
     def _close(self, unwanted: _HTTPAddress | DicomListener) -> None:
         if isinstance(unwanted, _HTTPAddress):
-            server = self.management_http if unwanted.apart else self.http
-            server.stop_listening(unwanted.listener.host, unwanted.listener.port)
+            self._server(unwanted).stop_listening(unwanted.listener.host, unwanted.listener.port)
             self._http.remove(unwanted)
             return
         unwanted.server.acceptor.stop_listening()

@@ -161,6 +161,7 @@ def _networks(merged: Merged, report: Report) -> dict[str, Network]:
                 trusted_proxies=table.http.trusted_proxies,
                 proxy_protocol=table.http.proxy_protocol,
                 forwarded_header=table.http.forwarded_header,
+                limits=table.http.limits(),
             )
         if table.dicom is not None:
             tls = server_tls(table.dicom, entry.place.child("dicom"), report)

@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from harmony.gateway.config import ForwardedHeader, Table
-from harmony.gateway.options import Retries, TimeoutSecs
-from harmony.gateway.tables import AddressRanges, AETitle, Host, Port, TLSProfile, URLPath
+from harmony.gateway.options import Retries, TimeoutSecs, ZeroForNone
+from harmony.gateway.tables import AddressRanges, AETitle, Host, Port, Seconds, TLSProfile, URLPath
+from harmony.http import ServerLimits
 
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 Name = Annotated[str, Meta(min_length=1)]
@@ -117,6 +118,24 @@ class ListenerTable(Table, frozen=True):
     """Whose word about the client counts."""
     forwarded_header: ForwardedHeader = "X-Forwarded-For"
     proxy_protocol: bool = False
+    max_connections: Annotated[int, Meta(ge=1, le=65535)] = ServerLimits().maximum_connections
+    max_connections_per_address: ZeroForNone = 0
+    max_header_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = ServerLimits().maximum_header_bytes
+    header_timeout_secs: Seconds = ServerLimits().header_timeout_s
+    idle_timeout_secs: Seconds = ServerLimits().idle_keep_alive_timeout_s
+    body_timeout_secs: Seconds = ServerLimits().body_read_timeout_s
+    write_timeout_secs: Seconds = ServerLimits().write_timeout_s
+
+    def limits(self) -> ServerLimits:
+        return ServerLimits(
+            maximum_connections=self.max_connections,
+            maximum_connections_per_address=self.max_connections_per_address,
+            maximum_header_bytes=self.max_header_bytes,
+            header_timeout_s=self.header_timeout_secs,
+            idle_keep_alive_timeout_s=self.idle_timeout_secs,
+            body_read_timeout_s=self.body_timeout_secs,
+            write_timeout_s=self.write_timeout_secs,
+        )
 
 
 class DicomListenerTable(Table, frozen=True):

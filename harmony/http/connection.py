@@ -78,7 +78,7 @@ class Exchanged:
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What one connection may cost. Times in seconds."""
+    """What the connections of one listener may cost. Times in seconds."""
 
     maximum_header_bytes: int = 64 * 1024
     """Request line and header fields together; also one chunk header, or the trailers."""
@@ -94,18 +94,23 @@ class ServerLimits:
     """For the client to take any of what is waiting to be sent."""
     maximum_connections: int = 1000
     """Further ones are answered 503."""
+    maximum_connections_per_address: int = 0
+    """Of those; further ones are answered 429. 0: no limit of its own."""
     maximum_requests_per_connection: int | None = None
 
 
 class ConnectionOwner(Protocol):
     """What a connection needs of its server."""
 
-    handler: Callable[[Request], Awaitable[Response]]
     limits: ServerLimits
-    on_exchanged: Callable[[Exchanged], None] | None
 
-    def opened(self, connection: Connection) -> bool:
-        """False when there are too many already."""
+    @property
+    def on_exchanged(self) -> Callable[[Exchanged], None] | None: ...
+
+    def handler(self, request: Request) -> Awaitable[Response]: ...
+
+    def opened(self, connection: Connection) -> HTTPError | None:
+        """None, or the answer to a connection when there are too many already."""
 
     def closed(self, connection: Connection) -> None: ...
 
@@ -134,7 +139,6 @@ class Connection:
         self._client = client or ("", 0)
         self._client_certificate: Mapping[str, Any] | None = None
         self._http = h11.Connection(h11.SERVER)
-        self.accepted_on: tuple[str, int] | None = None  # the address listened on, as it was asked for
         self.idle = False  # waiting for the first byte of a request
         self._busy = False  # a handler is running or its answer being sent
         self._abandoned = False
@@ -149,6 +153,11 @@ class Connection:
     def __repr__(self) -> str:
         state = "busy" if self._busy else "idle" if self.idle else "open"
         return f"<HTTP connection {self._client[0]}:{self._client[1]} {state}, request {self._requests}>"
+
+    @property
+    def client(self) -> tuple[str, int]:
+        """Host and port; ("", 0) before the connection is made."""
+        return self._client
 
     def finish_soon(self) -> None:
         """Take no further request; close now if none is in progress."""
@@ -167,9 +176,9 @@ class Connection:
         if not self._client[0] and isinstance(peer, tuple) and len(peer) >= 2:
             self._client = (str(peer[0]), int(peer[1]))
         self._client_certificate = self.channel.transport.get_extra_info("peercert") or None
-        admitted = self._owner.opened(self)
+        refusal = self._owner.opened(self)
         self.task = self._loop.create_task(
-            self._run(admitted), name=f"http {self._client[0]}:{self._client[1]}"
+            self._run(refusal), name=f"http {self._client[0]}:{self._client[1]}"
         )
 
     def _abandon(self) -> None:
@@ -186,13 +195,13 @@ class Connection:
 
     # The task
 
-    async def _run(self, admitted: bool) -> None:
+    async def _run(self, refusal: HTTPError | None) -> None:
         try:
-            if admitted:
+            if refusal is None:
                 while await self._serve_one():
                     pass
             else:
-                await self._refuse(HTTPError(503, "too many connections", headers={"Retry-After": "1"}))
+                await self._refuse(refusal)
             await self._close()
         except ChannelClosed as reason:
             logger.debug("%r: %s", self, reason)

@@ -199,6 +199,8 @@ class Acceptor:
         self._timeouts = other._timeouts
         self._size_limits = other._size_limits
         self._verify_identity = other._verify_identity
+        self._handshakes.timeout_s = self._timeouts.tls_handshake_s
+        self._proxied.timeout_s = self._timeouts.artim_s
 
     def stop_listening(self) -> None:
         """Close the sockets listened on; associations, and requests for one that have come in, go on."""

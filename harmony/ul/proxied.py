@@ -34,7 +34,7 @@ class ProxiedConnections:
     def __init__(self, admit: Callable[[str], bool], *, timeout_s: float, logger: logging.Logger) -> None:
         """admit: given the address of a trusted peer, False closes its connection. timeout_s: for the header."""
         self._admit = admit
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._logger = logger
         self._reading: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,10 +75,10 @@ class ProxiedConnections:
 
     async def _pass(self, sock: socket.socket, address: str, proceed: Proceed) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 source = await _read_header(sock)
         except TimeoutError:
-            self._logger.info("%s: no PROXY header within %g s; closed", address, self._timeout_s)
+            self._logger.info("%s: no PROXY header within %g s; closed", address, self.timeout_s)
             return
         except (ProxyProtocolError, OSError) as error:
             self._logger.info("%s: %s; closed", address, error)

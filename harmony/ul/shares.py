@@ -8,7 +8,7 @@ more than `MAXIMUM_REMEMBERED`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -34,6 +34,9 @@ class Shares(Generic[Holder]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __iter__(self) -> Iterator[Holder]:
+        return iter(list(self._keys))
 
     def count(self, key: Hashable) -> int:
         return self._counts[key]

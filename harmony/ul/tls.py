@@ -121,7 +121,7 @@ class Handshakes:
         end. shutdown_timeout_s: for a peer to answer when we close TLS; None: asyncio's 30 s.
         """
         self._admit = admit
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._logger = logger
         self._answer_plain = answer_plain
         self._shutdown_timeout_s = shutdown_timeout_s
@@ -213,7 +213,7 @@ class Handshakes:
         make_protocol: Callable[[], asyncio.BaseProtocol],
     ) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 first = await _first_bytes(sock)
             if not first or first[0] != HANDSHAKE:
                 self._let_go(sock, peer_address, first)
@@ -230,7 +230,7 @@ class Handshakes:
                     make_protocol,
                     sock,
                     ssl=watched,
-                    ssl_handshake_timeout=self._timeout_s,
+                    ssl_handshake_timeout=self.timeout_s,
                     ssl_shutdown_timeout=self._shutdown_timeout_s,
                 )
             except (

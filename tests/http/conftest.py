@@ -76,8 +76,9 @@ class Served:
         host, port = self.server.addresses[0]
         return f"http://{host}:{port}"
 
-    async def connect(self, **options: Any) -> RawClient:
-        client = RawClient(*await asyncio.open_connection(*self.server.addresses[0], **options))
+    async def connect(self, *, to: tuple[str, int] | None = None, **options: Any) -> RawClient:
+        address = to or self.server.addresses[0]
+        client = RawClient(*await asyncio.open_connection(*address, **options))
         self.clients.append(client)
         return client
 

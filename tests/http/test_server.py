@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,7 @@ from harmony.http import (
     Request,
     Response,
     Router,
+    ServerLimits,
     error_response,
     json_response,
 )
@@ -447,6 +449,78 @@ async def test_connections_over_the_limit_are_answered_503(serve: Any) -> None:
     third = await served.connect()
     await third.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (await third.response())[0] == 200
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def test_connections_of_one_address_over_its_limit_are_answered_429(serve: Any, caplog: Any) -> None:
+    served = await serve(hello, maximum_connections_per_address=2)
+    first, second = await served.connect(), await served.connect()
+    for client in (first, second):
+        await client.send(GET)
+        assert (await client.response())[0] == 200
+    for _ in range(2):
+        status, headers, _ = await (await served.connect()).response()
+        assert (status, headers["retry-after"], headers["connection"]) == (429, "1", "close")
+    assert caplog.text.count("127.0.0.1 has 2 open, maximum_connections_per_address") == 1
+    elsewhere = await served.connect(local_addr=("127.0.0.2", 0))
+    for client in (elsewhere, first):  # others are served meanwhile, and who is there already
+        await client.send(GET)
+        assert (await client.response())[0] == 200
+    await second.close()
+    await _connections(served.server, 2)
+    third = await served.connect()
+    await third.send(GET)
+    assert (await third.response())[0] == 200
+
+
+async def test_each_listener_has_its_own_limits(serve: Any) -> None:
+    served = await serve(hello, maximum_connections=1)
+    ((host, port),) = await served.server.start(
+        "127.0.0.1", 0, limits=ServerLimits(maximum_connections=2, maximum_header_bytes=100)
+    )
+    first = await served.connect()
+    await first.send(GET)
+    assert (await first.response())[0] == 200
+    others = [await served.connect(to=(host, port)) for _ in range(3)]
+    for client in others[:2]:
+        await client.send(GET)
+        assert (await client.response())[0] == 200
+    assert (await others[2].response())[0] == 503
+    assert (await (await served.connect()).response())[0] == 503
+    await others[0].send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 100)
+    assert (await others[0].response())[0] == 431
+    await first.send(GET[:-2] + b"X-Long: " + b"x" * 100 + b"\r\n\r\n")
+    assert (await first.response())[0] == 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_counters_return_to_zero_in_any_order(serve: Any, seed: int) -> None:
+    served = await serve(hello, maximum_connections=6, maximum_connections_per_address=4)
+    order = random.Random(seed)
+    for _ in range(10):
+        clients = [
+            await served.connect(local_addr=(order.choice(["127.0.0.1", "127.0.0.2", "127.0.0.3"]), 0))
+            for _ in range(10)
+        ]
+        for client in order.sample(clients, 10):
+            with contextlib.suppress(ConnectionError):
+                match order.choice(["silent", "part", "request", "garbage"]):
+                    case "part":
+                        await client.send(GET[:10])
+                    case "request":
+                        await client.send(GET)
+                    case "garbage":
+                        await client.send(b"\x16\x03\x01")
+        for client in order.sample(clients, 10):
+            with contextlib.suppress(ConnectionError):
+                client.abort() if order.random() < 0.5 else await client.close()
+    await _connections(served.server, 0)
+    (listener,) = served.server._listeners
+    await until(lambda: not served.server.refused_connections)
+    assert len(listener._hosts) == 0
+    assert not listener._hosts._counts
 
 
 async def test_requests_per_connection_are_limited(serve: Any) -> None:

@@ -130,7 +130,7 @@ async def test_the_reasons_for_which_a_certificate_is_refused(
         assert error.kind == "connect"
         assert told in error.message
         async with asyncio.timeout(EVENT_TIMEOUT_S):
-            while len(served.server._handshakes):  # noqa: ASYNC110
+            while served.server.beginning_count:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert logged in caplog.text
 
