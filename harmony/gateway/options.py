@@ -186,6 +186,8 @@ class DicomScpOptions(Table, frozen=True):
     max_connection_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
     """From one address, per second on average."""
 
+    max_results: Annotated[int, Meta(ge=0, le=100_000_000)] = 100_000
+    """Matches of one C-FIND; 0: all there are."""
     match_empty_values: bool = True
     """A stored attribute without value matches any query for it (PS3.4 §C.2.2.1.2)."""
     fuzzy_names: bool = False

@@ -148,8 +148,12 @@ class QueryRetrieve:
                 f"{QUERY_RETRIEVE_LEVEL:08X}": {"vr": "CS", "Value": [level.value]},
                 f"{RETRIEVE_AE_TITLE:08X}": {"vr": "AE", "Value": [self._options.local_aet]},
             }
+            maximum, count = self._options.max_results, 0
             async with aclosing(self._backend.query(query)) as matches:
                 async for match in matches:
+                    count += 1
+                    if maximum and count > maximum:  # never an end that looks like all there is
+                        raise DimseError(Status.OUT_OF_RESOURCES, f"more than {maximum} matches")
                     yield encode_data_set(
                         match | ours, operation.context.transfer_syntax, character_set=character_set
                     )

@@ -485,3 +485,25 @@ def open_files(folder):
             if target.suffix == ".dcm" and target.is_relative_to(folder):
                 found.append(target)
     return found
+
+
+async def test_more_matches_than_an_answer_has_are_told(archive):
+    await archive.stop()
+    archive.scp = "max_results = 2"
+    await archive.start()
+    wanted = keys(QueryRetrieveLevel="IMAGE", StudyInstanceUID="1.1", SOPInstanceUID=None)
+    proposal = propose_query([STUDY_ROOT.find])
+    async with archive.associate(contexts=proposal.contexts) as scu:
+        async with contextlib.aclosing(find(scu, STUDY_ROOT.find, encoded(wanted))) as answers:
+            for _ in range(2):
+                await anext(answers)
+            with pytest.raises(DimseError, match="more than 2 matches") as cut:
+                await anext(answers)
+        assert cut.value.status == 0xA700
+        await scu.echo()  # the association lives on
+    as_many = keys(QueryRetrieveLevel="STUDY", StudyInstanceUID=None)
+    assert len(await found(archive, STUDY_ROOT.find, as_many)) == 2
+    await archive.stop()
+    archive.scp = "max_results = 0"
+    await archive.start()
+    assert len(await found(archive, STUDY_ROOT.find, wanted)) == 3
