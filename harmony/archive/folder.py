@@ -16,10 +16,10 @@ import itertools
 import logging
 import os
 import re
-import time
 from collections.abc import Callable
 
 from harmony.archive.durability import sync_directory
+from harmony.archive.free_space import FreeSpace
 from harmony.dicom.uid import path_component
 from harmony.dimse.status import DimseError, Status
 
@@ -27,9 +27,6 @@ __all__ = ["Folder", "remove"]
 
 logger = logging.getLogger("harmony.archive")
 
-FREE_SPACE_CHECK_S = 1.0
-FREE_SPACE_CHECK_BYTES = 16 * 1024 * 1024
-"""How long, and how much may be written, until the free space is asked for again: it is one more system call."""
 DIRECTORY_CACHE_SIZE = 4096
 """Series folders known to exist: about 1 MiB of memory, and more series than arrive at a time."""
 
@@ -59,15 +56,12 @@ class Folder:
         directories_made: Callable[[tuple[str, ...]], None] | None,
     ) -> None:
         self.root = root
-        self._minimum_free_bytes = minimum_free_bytes
+        self._space = FreeSpace(root, minimum_free_bytes=minimum_free_bytes)
         self._directories_made = directories_made
         self._incoming = os.path.join(root, _INCOMING)
         self._temporary_prefix = ""
         self._directories: dict[tuple[str, str], str] = {}
         self._hard_links = True
-        self._next_space_check = 0.0
-        self._free_bytes = 0
-        self._written_since_check = 0
 
     def open(self) -> None:
         """Make the folder, and remove what a process that no longer lives left unfinished. Raises OSError."""
@@ -96,24 +90,13 @@ class Folder:
 
     def require_space(self, size_bytes: int) -> None:
         """Refuse when writing so much more would leave less than the minimum. Asks the system only now and then."""
-        if not self._minimum_free_bytes:
-            return
-        self._written_since_check += size_bytes
-        now = time.monotonic()
-        if now >= self._next_space_check or self._written_since_check >= FREE_SPACE_CHECK_BYTES:
-            status = os.statvfs(self.root)
-            self._free_bytes = status.f_bavail * status.f_frsize
-            self._written_since_check = size_bytes
-            self._next_space_check = now + FREE_SPACE_CHECK_S
-        if self._free_bytes - self._written_since_check < self._minimum_free_bytes:
-            raise DimseError(
-                Status.OUT_OF_RESOURCES, f"less than {self._minimum_free_bytes} bytes would be free"
-            )
+        if short := self._space.shortage(size_bytes):
+            raise DimseError(Status.OUT_OF_RESOURCES, short)
 
     def require_space_now(self) -> None:
         """Refuse when less than the minimum is free in this moment. Raises DimseError, OSError."""
-        if self.free_space()[0] < self._minimum_free_bytes:
-            raise DimseError(Status.OUT_OF_RESOURCES, f"less than {self._minimum_free_bytes} bytes are free")
+        if short := self._space.shortage_now():
+            raise DimseError(Status.OUT_OF_RESOURCES, short)
 
     def free_space(self) -> tuple[int, int]:
         """Bytes that may still be written, and the size of the file system. Raises OSError."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harmony.archive.free_space import FreeSpace
 from harmony.dimse.status import DimseError
 from harmony.gateway.backend_errors import BACKEND_ERRORS, backend_failure
 from harmony.gateway.config import Endpoint
@@ -69,6 +70,7 @@ class JmixEndpoint:
         self._envelopes = envelopes
         self._studies = studies
         self._on_demand = on_demand
+        self._space = FreeSpace(envelopes.root, minimum_free_bytes=options.min_free_bytes)
 
     def add_routes(self, router: Router) -> None:
         """Raises RouteConflict when another endpoint of the network has one of them."""
@@ -149,7 +151,8 @@ class JmixEndpoint:
         request.body.maximum_bytes = self._options.max_upload_bytes
         path = self._envelopes.incoming()
         try:
-            await _receive(request, path)
+            self._space.require_now(request.body.content_length or 0)  # before it is sent, where it says
+            await _receive(request, path, self._space)
             info = await asyncio.to_thread(check_envelope, path, content_type=content_type)
             stored = await asyncio.to_thread(
                 self._envelopes.add_uploaded, path, info, origin="upload", created_at=datetime.now(UTC)
@@ -232,11 +235,12 @@ def _failure(error: Exception) -> HTTPError:
             return backend_failure(error, "the archive")
 
 
-async def _receive(request: Request, path: Path) -> None:
+async def _receive(request: Request, path: Path, space: FreeSpace) -> None:
     """Write the body to a file as it arrives. OSError when the disk will not take it."""
     with open(path, "xb", buffering=0) as file:  # noqa: ASYNC230 - to the page cache, like received objects
         async for chunk in request.body:
             view = memoryview(chunk)
+            space.require(len(view))
             while view:
                 view = view[file.write(view) :]
         await asyncio.to_thread(os.fsync, file.fileno())

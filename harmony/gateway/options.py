@@ -104,6 +104,8 @@ class JmixEndpointOptions(PrefixOptions, frozen=True):
     store_dir: Path | None = None
     """None: that of the jmix_builder of the pipeline, or ENVELOPE_FOLDER below the storage folder."""
     max_upload_bytes: ByteCount = DEFAULT_LARGEST_UPLOAD_BYTES
+    min_free_bytes: ByteCount = DEFAULT_MIN_FREE_BYTES
+    """For uploads and what is packed on demand; envelopes of what was received may take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,7 @@ class DicomScuOptions(Table, frozen=True):
     """Where an http endpoint puts what it retrieves. Not the folder of an archive, which is no place for copies."""
     retrieve_ttl_secs: Annotated[float, Meta(ge=0, le=31_536_000)] = 3600.0
     """How long that is kept; 0: for ever."""
+    min_free_bytes: ByteCount = DEFAULT_MIN_FREE_BYTES
     connect_timeout_secs: Seconds = 30.0
     timeout_secs: TimeoutSecs | None = None
     max_retries: Retries | None = None
@@ -321,6 +324,7 @@ class JmixBackendOptions(Table, frozen=True):
 
 class StorageBackendOptions(Table, frozen=True):
     root: Path = Path("tmp/disk")
+    min_free_bytes: ByteCount = DEFAULT_MIN_FREE_BYTES
     write_pattern: str | None = None
     read_pattern: str = "{storedPath}"
 

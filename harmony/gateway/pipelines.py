@@ -49,6 +49,7 @@ from harmony.gateway.management import Management, serves_management
 from harmony.gateway.metric_sources import audit_source, certificate_source
 from harmony.gateway.no_backend import NoBackend
 from harmony.gateway.options import (
+    DEFAULT_MIN_FREE_BYTES,
     ENVELOPE_FOLDER,
     DicomScpOptions,
     DicomScuOptions,
@@ -456,8 +457,12 @@ class _Assembler:
         sources = [self._source(each) for each in pipeline.backends] or list(self._archives.values())
         studies = self._kept(
             ("the envelopes of", pipeline.name, endpoint.name),
-            (builder, envelopes, tuple(sources)),
-            lambda: StudyEnvelopes(sources, EnvelopeBuilder(builder, envelopes, fsync=envelopes.fsync)),
+            (builder, envelopes, tuple(sources), options.min_free_bytes),
+            lambda: StudyEnvelopes(
+                sources,
+                EnvelopeBuilder(builder, envelopes, fsync=envelopes.fsync),
+                minimum_free_bytes=options.min_free_bytes,
+            ),
         )
         self.assembly.studies.append(studies)
         if self.assembly.management is not None:
@@ -527,17 +532,22 @@ class _Assembler:
 
     def _retrieved(self, configured: config.Backend, pacs: DicomSCU) -> RetrievedFolders:
         root, ttl_s = _place(pacs.options.storage_dir), pacs.options.retrieve_ttl_secs
+        minimum_free = pacs.options.min_free_bytes
         folders = self.assembly.retrieved.get(root)
         if folders is None:
             folders = self.assembly.retrieved[root] = self._kept(
                 ("the folder of retrieved instances", root),
-                ttl_s,
-                lambda: RetrievedFolders(root, ttl_s=ttl_s),
+                (ttl_s, minimum_free),
+                lambda: RetrievedFolders(root, ttl_s=ttl_s, minimum_free_bytes=minimum_free),
                 only_one=configured.origin,
             )
         if folders.ttl_s != ttl_s:
             message = f"is {ttl_s:g}, must be {folders.ttl_s:g}, as elsewhere with this storage_dir"
             raise ConfigError([configured.origin.problem("options.retrieve_ttl_secs", message)])
+        if folders.space.minimum_free_bytes != minimum_free:
+            other = folders.space.minimum_free_bytes
+            message = f"is {minimum_free}, must be {other}, as elsewhere with this storage_dir"
+            raise ConfigError([configured.origin.problem("options.min_free_bytes", message)])
         return folders
 
     def _source(self, configured: config.Backend) -> Backend:
@@ -546,13 +556,13 @@ class _Assembler:
         if isinstance(options, DicomScuOptions):
             return self._pacs(configured)
         assert isinstance(options, StorageBackendOptions)
-        return self._stored_in(options.root / OBJECT_FOLDER)
+        return self._stored_in(options.root / OBJECT_FOLDER, options.min_free_bytes)
 
-    def _stored_in(self, folder: Path) -> LocalArchive:
+    def _stored_in(self, folder: Path, min_free_bytes: int = DEFAULT_MIN_FREE_BYTES) -> LocalArchive:
         """The archive in a folder, whether a DICOM endpoint receives into it or not."""
         place = _place(folder)
         if place not in self._archives:
-            archive = self._archive(DicomScpOptions(storage_dir=place))
+            archive = self._archive(DicomScpOptions(storage_dir=place, min_free_bytes=min_free_bytes))
             self.assembly.backends.append(archive)
             self._archives[place] = archive
         return self._archives[place]

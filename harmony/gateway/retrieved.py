@@ -26,12 +26,14 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Final
 
+from harmony.archive.free_space import FreeSpace
 from harmony.archive.levels import Entity
 from harmony.archive.stored_header import NotOurs, read_header
 from harmony.dicom.uid import path_component
 from harmony.dimse.part10 import encode_file_meta
 from harmony.dimse.scu import Instance
 from harmony.dimse.source import pieces
+from harmony.gateway.options import DEFAULT_MIN_FREE_BYTES
 
 __all__ = ["NotWritten", "RetrievedFolder", "RetrievedFolders"]
 
@@ -42,8 +44,6 @@ ABANDONED_S: Final = 3600.0
 """A folder of an unfinished retrieve into which nothing was put for so long belongs to no living process: a PACS that
 is silent for much less counts as gone."""
 LONGEST_SWEEP_INTERVAL_S: Final = 60.0
-DEFAULT_MINIMUM_FREE_BYTES: Final = 256 * 2**20
-"""As for received objects, which need the room as well."""
 
 _FILE_MODE, _DIRECTORY_MODE = 0o640, 0o750  # patient data: nothing for others, whatever the umask
 
@@ -56,12 +56,10 @@ class NotWritten(Exception):
 class RetrievedFolders:
     """All the folders below one root. ttl_s: how long each is kept after its retrieve; 0: for ever."""
 
-    def __init__(
-        self, root: Path, *, ttl_s: float, minimum_free_bytes: int = DEFAULT_MINIMUM_FREE_BYTES
-    ) -> None:
+    def __init__(self, root: Path, *, ttl_s: float, minimum_free_bytes: int = DEFAULT_MIN_FREE_BYTES) -> None:
         self.root = Path(os.path.abspath(root))
         self.ttl_s = ttl_s
-        self._minimum_free_bytes = minimum_free_bytes
+        self.space = FreeSpace(self.root, minimum_free_bytes=minimum_free_bytes)
         self._in_use: set[str] = set()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -119,12 +117,6 @@ class RetrievedFolders:
         """Nobody here uses a folder any more."""
         self._in_use.discard(folder_id)
 
-    def require_space(self) -> None:
-        status = os.statvfs(self.root)
-        if status.f_bavail * status.f_frsize < self._minimum_free_bytes:
-            message = f"less than {self._minimum_free_bytes} bytes are free"
-            raise OSError(errno.ENOSPC, message, str(self.root))
-
 
 class RetrievedFolder:
     """One of them. `complete` or `remove` it, and `release` it when it need no longer be protected from the sweep."""
@@ -155,14 +147,21 @@ class RetrievedFolder:
             media_storage_sop_instance_uid=instance.sop_instance_uid,
         )
         with _writing():
-            self._folders.require_space()
+            self._folders.space.require_now()
             file = open(_create(self._hidden / name), "wb", buffering=0)  # noqa: ASYNC230, SIM115 - to the page cache
         with file:
-            _write(file, meta)
+            self._write(file, meta)
             async with aclosing(pieces(instance.data)) as fragments:
                 async for fragment in fragments:
-                    _write(file, fragment)
+                    self._write(file, fragment)
         self._files[name] = None
+
+    def _write(self, file: RawIOBase, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        with _writing():
+            self._folders.space.require(len(view))
+            while view:
+                view = view[file.write(view) or 0 :]
 
     async def complete(self) -> None:
         """Give it its name. Raises NotWritten."""
@@ -203,13 +202,6 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWritten(str(error)) from error
-
-
-def _write(file: RawIOBase, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    with _writing():
-        while view:
-            view = view[file.write(view) or 0 :]
 
 
 def _is_uuid(name: str) -> bool:

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeVar
 
+from harmony.archive.free_space import FreeSpace
 from harmony.archive.index import UniqueKeys
 from harmony.archive.levels import Level
 from harmony.dicom.uid import is_valid_uid
@@ -75,9 +76,13 @@ class _Making:
 class StudyEnvelopes:
     """The envelopes of one endpoint. sources: where studies are retrieved from, all of them for each study."""
 
-    def __init__(self, sources: Sequence[Backend], builder: EnvelopeBuilder) -> None:
+    def __init__(
+        self, sources: Sequence[Backend], builder: EnvelopeBuilder, *, minimum_free_bytes: int = 0
+    ) -> None:
+        """minimum_free_bytes: left on the file system of the store."""
         self._sources = sources
         self._builder = builder
+        self._space = FreeSpace(builder.store.root, minimum_free_bytes=minimum_free_bytes)
         self._makings: dict[str, _Making] = {}
         self._running: set[asyncio.Task[StudyEnvelope | None]] = set()
 
@@ -170,7 +175,7 @@ class StudyEnvelopes:
 
         retrieve = Retrieve(Level.STUDY, UniqueKeys(study_instance_uids=(study_instance_uid,)))
         failed = 0
-        async with _packing(open_packer) as packing:
+        async with _packing(open_packer, self._space) as packing:
             for source in self._sources:
                 failed += await _pack_all(source, retrieve, packing)
             if failed:
@@ -200,10 +205,10 @@ async def _pack_all(source: Backend, retrieve: Retrieve, packing: _Packing) -> i
 
 
 @asynccontextmanager
-async def _packing(open_packer: Callable[[], EnvelopePacker]) -> AsyncIterator[_Packing]:
+async def _packing(open_packer: Callable[[], EnvelopePacker], space: FreeSpace) -> AsyncIterator[_Packing]:
     """A packing for the length of a block, at whose end everything that was not kept is gone."""
     worker = ThreadPoolExecutor(1, thread_name_prefix="harmony-pack")
-    packing = _Packing(open_packer, worker)
+    packing = _Packing(open_packer, worker, space)
     try:
         yield packing
     finally:
@@ -216,8 +221,11 @@ async def _packing(open_packer: Callable[[], EnvelopePacker]) -> AsyncIterator[_
 class _Packing:
     """An EnvelopePacker with a thread of its own, fed by the event loop."""
 
-    def __init__(self, open_packer: Callable[[], EnvelopePacker], worker: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, open_packer: Callable[[], EnvelopePacker], worker: ThreadPoolExecutor, space: FreeSpace
+    ) -> None:
         self._open_packer = open_packer
+        self._space = space
         self._worker = worker
         self._packer: EnvelopePacker | None = None
         self._batch = memoryview(bytearray(BATCH_BYTES))
@@ -262,6 +270,7 @@ class _Packing:
 
     def _pass_on(self, instance: Instance, *, first: bool, last: bool) -> None:
         """Blocking: give what has been collected to the packer."""
+        self._space.require(self._filled)
         if self._packer is None:
             self._packer = self._open_packer()
         if first:

@@ -130,7 +130,7 @@ class Bench:
             service = "dicom_scp"
             [endpoints.scp.options]
             local_aet = "GATEWAY"
-            min_free_bytes = 0
+            {"" if "min_free_bytes" in self.scp else "min_free_bytes = 0"}
             {self.scp}
             [middleware.jmix_builder.options]
             {self.builder or ""}

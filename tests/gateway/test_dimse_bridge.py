@@ -586,7 +586,7 @@ async def test_a_client_that_does_not_get_the_answer_has_no_folder(pacs, start, 
 async def test_a_full_disk(pacs, start, monkeypatch) -> None:
     bridge = await start(pacs)
     (folders,) = bridge.gateway.assembly.retrieved.values()
-    monkeypatch.setattr(folders, "_minimum_free_bytes", 2**62)
+    monkeypatch.setattr(folders.space, "minimum_free_bytes", 2**62)
     assert await bridge.post("/dicom/get", {"StudyInstanceUID": "1.1"}) == (
         507,
         {"operation": "get", "success": False, "error": "the retrieved instances could not be written"},

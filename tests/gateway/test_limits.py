@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 import re
+import subprocess
+import uuid
+import zipfile
 
 import pytest
 
+from harmony.dimse.part10 import encode_file_meta
+from harmony.dimse.status import DimseError
 from harmony.gateway.app import Gateway
 from harmony.gateway.dicom_scp import acceptor_limits
 from harmony.gateway.options import DicomScpOptions
+from harmony.http.client import HTTPClient
 from harmony.ul.errors import AssociationRejected, ConnectFailed, ConnectionLost
 
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
+STUDY = "1.2.3.4.5"
 
 
 @pytest.fixture
@@ -201,3 +210,122 @@ async def test_http_phases_that_take_too_long(serve, connect, free_port, limit, 
         assert await status(await connect(free_port)) == 200
         assert (await reader.read()).startswith(answer)
     assert await status(await connect(free_port)) == 200
+
+
+# Disks
+
+
+MIB = 1 << 20
+DISK_BYTES, FILLER_BYTES, MINIMUM_FREE_BYTES = 48 * MIB, 40 * MIB, 16 * MIB
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of DISK_BYTES."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here (it takes root): {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def envelope(size_bytes: int = 0) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        metadata = {"studies": {"1.2": {"study_uid": "1.2", "series": []}}}
+        archive.writestr("payload/metadata.json", json.dumps(metadata))
+        archive.writestr("payload/more", bytes(size_bytes))
+        archive.writestr(
+            "manifest.json", json.dumps({"id": str(uuid.uuid4()), "type": "envelope", "version": 1})
+        )
+    return out.getvalue()
+
+
+def part10(instance) -> bytes:
+    meta = encode_file_meta(
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        media_storage_sop_class_uid=instance.sop_class_uid,
+        media_storage_sop_instance_uid=instance.sop_instance_uid,
+    )
+    return meta + instance.data
+
+
+class Stores:
+    """A gateway that stores on a small disk, in every way there is."""
+
+    def __init__(self, bench, make_instance) -> None:
+        self.bench = bench
+        self._make_instance = make_instance
+        self._number = 0
+        bench.builder = None
+        bench.folder = bench.folder / "disk"
+        bench.scp = f"min_free_bytes = {MINIMUM_FREE_BYTES}"
+        bench.more = f"""
+            options.min_free_bytes = {MINIMUM_FREE_BYTES}
+            [pipelines.web]
+            networks = ["n"]
+            endpoints = ["web"]
+            backends = ["folder"]
+            [endpoints.web]
+            service = "dicomweb"
+            options.path_prefix = "/dicom-web"
+            [backends.folder]
+            service = "storage"
+            options.root = "{bench.folder}/folder"
+            options.min_free_bytes = {MINIMUM_FREE_BYTES}
+        """
+
+    def instance(self):
+        self._number += 1
+        return self._make_instance(f"1.{self._number}")
+
+    async def _request(self, method: str, path: str, body: bytes = b"", content_type: str = "") -> int:
+        async with HTTPClient(f"http://127.0.0.1:{self.bench.http_port}", timeout_s=10.0) as client:
+            headers = {"Content-Type": content_type} if content_type else {}
+            return (await client.request(method, path, body=body, headers=headers)).status
+
+    async def dimse(self) -> int:
+        async with self.bench.associate() as scu:
+            try:
+                return (await scu.store(self.instance())).status
+            except DimseError as error:
+                return error.status
+
+    async def stow(self) -> int:
+        return await self._request("POST", "/dicom-web/studies", part10(self.instance()), "application/dicom")
+
+    async def upload(self, size_bytes: int = 0) -> int:
+        return await self._request("POST", "/jmix/api/jmix", envelope(size_bytes), "application/zip")
+
+    async def prime(self) -> int:
+        return await self._request("GET", f"/jmix/api/jmix/prime/{STUDY}")
+
+    async def all(self) -> list[int]:
+        return [await self.dimse(), await self.stow(), await self.upload(), await self.prime()]
+
+
+async def test_a_disk_that_is_almost_full_and_not_any_more(small_disk, bench, make_instance, monkeypatch):
+    """Refused before it is full: A700, and 507 by HTTP. Who stores nothing is served meanwhile."""
+    monkeypatch.setattr("harmony.archive.free_space.CHECK_S", 0.0)  # it may take a second until it is seen
+    stores = Stores(bench, make_instance)
+    await bench.start()
+    assert await stores.dimse() == 0x0000
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(FILLER_BYTES))
+    assert await stores.all() == [0xA700, 507, 507, 507]
+    async with bench.associate() as scu:
+        await scu.echo()
+    filler.unlink()
+    assert await stores.all() == [0x0000, 200, 201, 201]
+
+
+async def test_an_upload_that_would_fill_the_disk(small_disk, bench, make_instance):
+    stores = Stores(bench, make_instance)
+    await bench.start()
+    assert await stores.upload(DISK_BYTES - MINIMUM_FREE_BYTES) == 507
+    assert list((bench.storage / "jmix-store" / "incoming").iterdir()) == []
+    assert await stores.upload(MIB) == 201

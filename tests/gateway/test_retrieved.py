@@ -107,6 +107,22 @@ async def test_a_full_disk(tmp_path: Path, make_instance) -> None:
         await folder.add(make_instance("1.2.3"))
 
 
+async def test_a_disk_that_gets_full_within_an_instance(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("harmony.archive.free_space.CHECK_S", 0.0)
+    folders = RetrievedFolders(tmp_path, ttl_s=HOUR, minimum_free_bytes=1)
+    folder = await folders.new()
+
+    async def data() -> AsyncIterator[bytes]:
+        yield b"there is room"
+        folders.space.minimum_free_bytes = 2**62
+        yield b"there is none"
+
+    with pytest.raises(NotWritten, match="would be free"):
+        await folder.add(Instance("1.2.840.10008.5.1.4.1.1.2", "1.2", "1.2.840.10008.1.2", data()))
+    await folder.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 # Time to live
 
 
