@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harmony.gateway.app import Gateway, Load
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
+from harmony.gateway.descriptors import raise_limit, watch_accepting
 from harmony.gateway.errors import StartError
 from harmony.gateway.event_loop import loop_factory
 from harmony.gateway.greeting import greeting
@@ -38,6 +39,7 @@ def run(config: LoadedConfig, load: Load) -> int:
     except OSError as error:
         print(f"cannot start: the log file: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
+    raise_limit()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(gateway))
 
@@ -50,6 +52,7 @@ async def _serve(gateway: Gateway) -> int:
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
+    watch_accepting(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
     hung_up = asyncio.Event()
