@@ -87,7 +87,7 @@ class InstanceDeliveries:
             return Outcome(Status.SUCCESS)
         result = Result(Verdict.RETRY, None, "given up, the gateway is stopping")
         try:
-            result = await self._upstream.upload(path, ENVELOPE_TYPE)
+            result = await self._upstream.upload(envelope_id, path, ENVELOPE_TYPE)
         finally:
             if result.verdict is not Verdict.DELIVERED:
                 logger.warning("envelope %s handed back to its sender: %s", envelope_id, result.error)

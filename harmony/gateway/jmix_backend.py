@@ -8,6 +8,7 @@ upstream has it.
 What an answer means:
 
     2xx, 409                            delivered
+    2xx with the id of another envelope,
     408, 425, 429, 5xx, no connection,
     no answer in time                   tried again, with a growing delay, without end
     401, 403, 407                       tried again: it is the credentials that are wrong, not the envelope
@@ -26,12 +27,15 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import msgspec
+
 from harmony.gateway.addresses import jmix_base_path
 from harmony.gateway.config import Backend as ConfiguredBackend
 from harmony.gateway.http_upstream import upstream_client
 from harmony.gateway.options import JmixBackendOptions
 from harmony.gateway.tls import Certificates
 from harmony.http.client import UpstreamError
+from harmony.jmix.limits import canonical_envelope_id
 from harmony.jmix.outbox import Delivery, Outbox, State, backoff_s
 
 __all__ = ["Courier", "JmixUpstream", "Result", "Verdict"]
@@ -90,7 +94,7 @@ class JmixUpstream:
     def __repr__(self) -> str:
         return f"<JmixUpstream {self.name} {self._client!r}>"
 
-    async def upload(self, path: Path, content_type: str) -> Result:
+    async def upload(self, envelope_id: str, path: Path, content_type: str) -> Result:
         """Try once to deliver an envelope. Never raises for what the upstream does; OSError when the file is
         unreadable."""
         try:
@@ -98,7 +102,12 @@ class JmixUpstream:
         except UpstreamError as error:
             return Result(Verdict.RETRY, None, str(error))
         status = answer.status
-        if 200 <= status < 300 or status == CONFLICT:
+        if 200 <= status < 300:
+            taken = _envelope_id_in(answer.body)
+            if taken is not None and taken != envelope_id:
+                return Result(Verdict.RETRY, status, f"the upstream answered {status} for envelope {taken}")
+            return Result(Verdict.DELIVERED, status)
+        if status == CONFLICT:
             return Result(Verdict.DELIVERED, status)
         said = _printable(answer.body[:ERROR_TEXT_BYTES].decode("utf-8", "replace"))
         text = f"the upstream answered {status}: {said}"
@@ -189,7 +198,9 @@ class Courier:
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
-            result = await self._upstream.upload(Path(delivery.payload_path), delivery.content_type)
+            result = await self._upstream.upload(
+                delivery.envelope_id, Path(delivery.payload_path), delivery.content_type
+            )
         except (OSError, EOFError) as error:
             result = Result(Verdict.PARK, None, f"the envelope file cannot be read: {error}")
         while True:
@@ -240,6 +251,16 @@ class Courier:
             case Verdict.PARK:
                 outbox.parked(delivery.id, error=result.error, now=now, http_status=result.status)
                 logger.error("envelope %s parked for %s: %s", delivery.envelope_id, name, result.error)
+
+
+def _envelope_id_in(body: bytes) -> str | None:
+    """The envelope that an answer is about: `{"id": "<UUID>", …}`. None when it does not say, or has ids of its own."""
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    said = answer.get("id") if isinstance(answer, dict) else None
+    return canonical_envelope_id(said) if isinstance(said, str) else None
 
 
 def _printable(text: str) -> str:

@@ -272,8 +272,8 @@ class Received:
 class ScriptedUpstream:
     """Answers 201, or whatever is next in `answers`.
 
-    A status; "hang": nothing until `let_go` is set; "close": the connection is closed instead of answering;
-    "close early": before the body has been read.
+    A status; a status and a body, as "201 {}"; "hang": nothing until `let_go` is set; "close": the connection is closed
+    instead of answering; "close early": before the body has been read.
     """
 
     port: int = 0
@@ -298,9 +298,10 @@ class ScriptedUpstream:
             if answer == "hang":
                 await self.let_go.wait()
             elif answer != "close":
-                text = b'{"error":"as it was told"}'
+                status, _, told = str(answer).partition(" ")
+                text = told.encode() or b'{"error":"as it was told"}'
                 writer.write(
-                    f"HTTP/1.1 {answer} Told\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode()
+                    f"HTTP/1.1 {status} Told\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode()
                     + text
                 )
                 await writer.drain()

@@ -40,6 +40,30 @@ async def test_tried_again(answer, forward, upstream, make_instance, read_envelo
     assert read_envelope(uploads[0]).objects == ("1.1",)
 
 
+async def test_another_envelope_than_ours_is_no_delivery(forward, upstream, make_instance, until):
+    other = "00000000-0000-4000-8000-000000000000"
+    upstream.answers.append(f'201 {{"id": "{other}", "status": "stored"}}')
+    await forward.start()
+    await forward.send(make_instance("1.1"))
+    await until(lambda: forward.states() == [State.DELIVERED])
+    (delivery,) = forward.deliveries()
+    assert delivery.attempts == 2
+    assert delivery.error == f"the upstream answered 201 for envelope {other}"
+
+
+@pytest.mark.parametrize(
+    "body", ["{}", '{"id": 7}', '{"id": "an id of its own"}', "[]", "{", "stored", "[" * 5000]
+)
+async def test_what_else_an_upstream_says_with_201_does_not_matter(
+    body, forward, upstream, make_instance, until
+):
+    upstream.answers.append(f"201 {body}")
+    await forward.start()
+    await forward.send(make_instance("1.1"))
+    await until(lambda: forward.states() == [State.DELIVERED])
+    assert forward.deliveries()[0].attempts == 1
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 415, 422])
 async def test_parked_is_seen_and_waits_for_a_person(status, forward, upstream, make_instance, until, caplog):
     upstream.answers.append(status)
