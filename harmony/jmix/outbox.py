@@ -35,6 +35,9 @@ _MAXIMUM_ERROR_CHARACTERS = 500
 _BUSY_S = 10.0
 """Wait for another process that is writing; a commit on a slow disk takes a tenth of that."""
 
+_CLOCK_ADJUSTED_S = 300.0
+"""A clock that was set back by more than this was wrong when the times in the future were written down."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS delivery (
     id INTEGER PRIMARY KEY,
@@ -184,13 +187,17 @@ class Outbox:
         return int(found[0])
 
     def claim_due(self, now: float, *, limit: int = 1) -> list[Delivery]:
-        """Mark up to `limit` pending deliveries that are due as in progress; return them, the longest due first."""
+        """Mark up to `limit` pending deliveries that are due as in progress; return them, the longest due first.
+
+        One that was last changed in the future is due as well: the clock was set back, and its time means nothing.
+        """
         with self._lock:
             rows = self._database.execute(
                 "UPDATE delivery SET state = 'in_progress', attempts = attempts + 1, changed_at = ?1 WHERE id IN"
-                " (SELECT id FROM delivery WHERE state = 'pending' AND due_at <= ?1 ORDER BY due_at, id LIMIT ?2)"
+                " (SELECT id FROM delivery WHERE state = 'pending' AND (due_at <= ?1 OR changed_at > ?3)"
+                " ORDER BY due_at, id LIMIT ?2)"
                 f" RETURNING {_COLUMNS}",
-                (now, limit),
+                (now, limit, now + _CLOCK_ADJUSTED_S),
             ).fetchall()
         return sorted(map(_delivery, rows), key=lambda delivery: (delivery.due_at, delivery.id))
 

@@ -122,6 +122,22 @@ def test_failed_delivery_waits_and_keeps_its_error(reopen: Open) -> None:
     assert (delivery.attempts, delivery.error, delivery.http_status) == (2, "502", 502)
 
 
+def test_clock_that_was_set_back_delays_no_delivery(reopen: Open) -> None:
+    """Its due time is a day away then, by a clock that was wrong when it was written down."""
+    outbox = reopen()
+    day_s = 86400.0
+    number = enqueue(outbox, "a", now=day_s)
+    outbox.claim_due(day_s)
+    outbox.failed(number, error="502", retry_at=day_s + 300.0, now=day_s, http_status=502)
+    assert outbox.claim_due(day_s - 1.0) == []  # a clock that is adjusted by little
+    (delivery,) = outbox.claim_due(1000.0)
+    assert (delivery.id, delivery.attempts) == (number, 2)
+    assert delivery.changed_at == 1000.0
+    outbox.failed(number, error="502", retry_at=1300.0, now=1000.0, http_status=502)
+    assert outbox.claim_due(1100.0) == []
+    assert len(outbox.claim_due(1300.0)) == 1
+
+
 def test_parked_delivery_stays_until_unparked(reopen: Open) -> None:
     outbox = reopen()
     number = enqueue(outbox, "a")
