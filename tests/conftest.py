@@ -6,13 +6,11 @@ Nothing here downloads anything.
 """
 
 import asyncio
-import contextlib
 import datetime
 import importlib.util
 import ipaddress
 import itertools
 import os
-import random
 import shutil
 import socket
 import struct
@@ -30,6 +28,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
+from tests.faults.ports import free_ports as take_free_ports
+
 # A virtual environment with pynetdicom has a `storescu` of its own; a peer means the system's program.
 _PEER_PATH = os.pathsep.join(
     [
@@ -40,7 +40,6 @@ _PEER_PATH = os.pathsep.join(
     + ["/usr/local/sbin", "/usr/sbin"]  # where Debian puts Orthanc, and not on every user's PATH
 )
 
-FREE_PORTS = range(20000, 32000)
 LEAVING_TIMEOUT_S = 20.0
 UNTIL_TIMEOUT_S = 20.0
 PATIENCE_S = 10.0
@@ -207,23 +206,8 @@ def free_port(free_ports: Callable[[int], list[int]]) -> int:
 
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
-    """free_ports(n): n different TCP ports on 127.0.0.1 that nobody listens on.
-
-    They are below those that systems give to outgoing connections, one of which would else take a port between this
-    and the start of the program that it is for.
-    """
-
-    def take(count: int) -> list[int]:
-        ports: list[int] = []
-        for port in random.sample(FREE_PORTS, k=len(FREE_PORTS)):
-            if len(ports) == count:
-                break
-            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-                ports.append(port)
-        assert len(ports) == count
-        return ports
-
-    return take
+    """free_ports(n): n different TCP ports on 127.0.0.1 that nobody listens on."""
+    return take_free_ports
 
 
 @pytest.fixture
