@@ -6,6 +6,7 @@ Nothing here downloads anything.
 """
 
 import asyncio
+import contextlib
 import datetime
 import importlib.util
 import ipaddress

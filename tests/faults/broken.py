@@ -131,7 +131,7 @@ async def broken_pdus(trial: Trial) -> None:
 async def broken_requests(trial: Trial) -> None:
     """Stores, searches and retrieves over HTTP, damaged in the same ways."""
     seed = 2
-    part10 = bytes(128) + b"DICM" + instance_of(1).data[:2000]  # type: ignore[index]
+    part10 = bytes(128) + b"DICM" + instance_of(1).data[:2000]
     body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + part10 + b"\r\n--b--\r\n"
     upload = (
         f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"

@@ -10,7 +10,7 @@ import resource
 from pathlib import Path
 
 from tests.faults.peers import PATIENCE_S, Peer, crowd
-from tests.faults.trial import RESTART_GAP_S, NotHere, Trial, fault, mount, unmount
+from tests.faults.trial import RESTART_GAP_S, ProgramMissing, Trial, fault, mount, unmount
 
 MIB = 1 << 20
 
@@ -145,4 +145,4 @@ def _libfaketime() -> str:
     for path in (LIBFAKETIME, *map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))):
         if Path(path).exists():
             return path
-    raise NotHere("libfaketime is missing (apt-get install faketime)")
+    raise ProgramMissing("peer missing: libfaketime (apt-get install faketime)")

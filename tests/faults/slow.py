@@ -149,7 +149,7 @@ async def stops_reading(trial: Trial) -> None:
     )
     web = await gather(Peer.connect(trial.gateway.http_port, receive_buffer_bytes=4096) for _ in range(count))
     for peer in [*retrieving, *web]:
-        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        peer.writer.transport.pause_reading()
     for peer in retrieving:
         peer.send(c_get_rq(study))
     for peer in web:
@@ -162,7 +162,7 @@ async def stops_reading(trial: Trial) -> None:
     held = trial.gateway.rss_bytes - rss
     assert held < (32 << 20) + 2 * count * (3 << 20), f"{held >> 20} MiB are held for peers that do not read"
     for peer in retrieving:
-        peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        peer.writer.transport.resume_reading()
     if not trial.short:
         # Long after pdu_timeout_secs: what the kernel had taken by then is all there is.
         await asyncio.gather(*(peer.until_cut() for peer in retrieving))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.faults.__main__ import MODULES
-from tests.faults.trial import FAULTS, NotHere, perform
+from tests.faults.trial import FAULTS, NotHere, ProgramMissing, perform
 
 assert MODULES  # importing them registers the faults
 
@@ -17,5 +18,7 @@ async def test_fault(name: str, tmp_path: Path):
     try:
         row = await perform(FAULTS[name], tmp_path / "trial", short=True)
     except NotHere as reason:
+        if isinstance(reason, ProgramMissing) and os.environ.get("HARMONY_REQUIRE_PEERS") == "1":
+            pytest.fail(str(reason), pytrace=False)
         pytest.skip(str(reason))
     assert row.lost == 0

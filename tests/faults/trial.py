@@ -23,7 +23,7 @@ from tests.faults.ports import free_ports
 from tests.faults.program import Archive, Process, received
 from tests.faults.witness import Reader, Sender, instance_of
 
-__all__ = ["FAULTS", "Fault", "NotHere", "Row", "Trial", "fault", "perform"]
+__all__ = ["FAULTS", "Fault", "NotHere", "ProgramMissing", "Row", "Trial", "fault", "perform"]
 
 GAP_S = 5.0
 """The longest that a well-behaved peer may be without an answer while the gateway runs. What is usual is below 0.2 s;
@@ -63,6 +63,10 @@ key_path = "{key}"
 
 class NotHere(Exception):
     """This machine cannot do it to the gateway: a program or a permission is missing."""
+
+
+class ProgramMissing(NotHere):
+    """It can be installed."""
 
 
 @dataclass
@@ -191,7 +195,7 @@ def fault(
 
     def register(run: Callable[[Trial], Awaitable[None]]) -> Callable[[Trial], Awaitable[None]]:
         name = run.__name__.replace("_", "-")
-        FAULTS[name] = Fault(name, run, **what)  # type: ignore[arg-type]
+        FAULTS[name] = Fault(name, run, **what)
         return run
 
     return register
@@ -383,7 +387,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     """A self-signed one for localhost, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        raise NotHere("the program openssl is missing")
+        raise ProgramMissing("peer missing: openssl")
     paths = folder / "certificate.pem", folder / "key.pem"
     command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"

@@ -136,21 +136,21 @@ async def jmix_upstream(trial: Trial) -> None:
                 number = 920_000 + len(sent)
                 instance = make_instance(number, study=f"1.2.7.{number}", size_bytes=5000)
                 assert (await scu.store(instance)).status == 0x0000
-                sent[instance.sop_instance_uid] = bytes(instance.data)  # type: ignore[arg-type]
+                sent[instance.sop_instance_uid] = bytes(instance.data)
 
     for _ in range(trial.many(5, 1)):
         await send()  # while nobody listens
         await trial.served(10)
         async with _nonsense(upstream_port) as answered:
             await send()
-            await trial.until(lambda n=answered: len(n) >= 3, "three tries at a server that talks nonsense")  # type: ignore[misc]
+            await trial.until(lambda n=answered: len(n) >= 3, "three tries at a server that talks nonsense")
         await upstream.start()
         for mood in moods:
             upstream.mood, asked = mood, upstream.asked
             await send()
             await trial.until(
                 lambda n=asked: upstream.asked >= n + 3, f"three tries while it {mood.__name__}"
-            )  # type: ignore[misc]
+            )
             trial.injected += 1
         upstream.mood = upstream.takes
         await trial.until(lambda: _count(upstream) == len(sent), "everything delivered")
@@ -166,7 +166,7 @@ def _count(upstream: Upstream) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _nonsense(port: int):  # type: ignore[no-untyped-def]
+async def _nonsense(port: int):
     """A server that answers with no HTTP, or breaks off; yields what it has answered."""
     answers = (
         b"\0\1\2\3" * 50,

@@ -190,7 +190,7 @@ class Reader:
         assert content.endswith(pixels), f"{number} was retrieved, and not as it was sent"
 
     def search(self, path: str) -> list[dict[str, dict[str, list[str]]]]:
-        return json.loads(self.get(path) or b"[]")  # type: ignore[no-any-return]
+        return json.loads(self.get(path) or b"[]")
 
     def get(self, path: str, *, accept: str = "application/dicom+json") -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=RESPONSE_S)
