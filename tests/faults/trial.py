@@ -41,6 +41,7 @@ SETTLE_S = 90.0
 that the body of a request may pause."""
 WARM_UP_OBJECTS = 60
 STOP_S = 60.0
+PAGE = 1000
 
 DICOM_DEADLINES = """
 artim_timeout_secs = 1
@@ -112,9 +113,11 @@ class Trial:
         """SOP Instance UIDs of all that a search finds."""
         uids: list[str] = []
         reader = Reader(self.gateway.http_port, self.senders[0])
-        while page := reader.search(f"/instances?limit=1000&offset={len(uids)}"):
+        while True:
+            page = reader.search(f"/instances?limit={PAGE}&offset={len(uids)}")
             uids += [each["00080018"]["Value"][0] for each in page]
-        return uids
+            if len(page) < PAGE:  # there are more by now, and that has no end
+                return uids
 
     async def all_found(self) -> None:
         """Everything that was acknowledged is in the index."""
