@@ -139,7 +139,7 @@ async def idle_crowd(trial: Trial) -> None:
 async def stops_reading(trial: Trial) -> None:
     """Peers that ask for much and read nothing of it, over C-GET and WADO-RS, and a second time as many.
 
-    Each has up to two MiB waiting for it. The allocator keeps what that took, and does not take it twice.
+    Each costs up to 3 MiB while it is there. The allocator keeps what that took, and does not take it twice.
     """
     study, objects = "1.2.8.1", 24
     await _store_all(
