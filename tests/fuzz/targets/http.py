@@ -108,8 +108,8 @@ class _Owner:
     on_exchanged = None
     limits = ServerLimits(maximum_header_bytes=2048, maximum_body_bytes=4096)
 
-    def opened(self, connection: Connection) -> bool:
-        return True
+    def opened(self, connection: Connection) -> None:
+        """There is always room."""
 
     def closed(self, connection: Connection) -> None: ...
 
