@@ -232,8 +232,9 @@ class DataSetConverter:
         if self._origin + value + length > level.end:
             raise self._error(at, f"{name} has {length} bytes and does not end inside its item")
         if rule.action is Action.DROP:
-            if not rule.tag and not length:
-                return _behind_nuls(window, at, min(len(window), level.end - self._origin))
+            behind = _behind_nuls(window, at, min(len(window), level.end - self._origin))
+            if not rule.tag and not length and behind > at:
+                return behind
             self._dropped = True
             return self._value(None, window, value, length, converted)
         if rule.action is Action.REMEMBER:

@@ -425,6 +425,16 @@ def identifier(context):
     return b"\x08\0\x52\0CS\x06\0STUDY "
 
 
+def test_an_element_of_zeros_but_for_its_vr_is_passed_over():
+    """Tag (0000,0000) and length 0, with something in between that is no VR: it looks like padding, and is none."""
+    transcoder = Transcoder(BIG_ENDIAN, EXPLICIT)
+    first = b"\x00\x08\x00\x16UI\x00\x02\x31\x00"
+    last = b"\x00\x20\x00\x0dUI\x00\x02\x32\x00"
+    found = b"".join(transcoder.feed(first + b"\0\0\0\0.5\0\0" + bytes(8) + last))
+    found += b"".join(transcoder.finish())
+    assert found == b"\x08\x00\x16\x00UI\x02\x00\x31\x00" + b"\x20\x00\x0d\x00UI\x02\x00\x32\x00"
+
+
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN])
 @pytest.mark.parametrize("portion", [65_536, 65_533, 1])
 async def test_others_have_their_turn_while_padding_is_passed_over(syntax, portion):
