@@ -24,13 +24,14 @@ from pathlib import Path
 from harmony.archive.index import ArchiveIndexError
 from harmony.archive.indexing import ArchiveIndex, Progress, Report
 from harmony.gateway.activity import CALLER, Caller
+from harmony.gateway.assembly import Assembly
 from harmony.gateway.auditing import Auditor
 from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.errors import StartError
 from harmony.gateway.forwarded import trace
 from harmony.gateway.listeners import Listeners
 from harmony.gateway.management import Phase
-from harmony.gateway.pipelines import Assembly, assemble
+from harmony.gateway.pipelines import assemble
 from harmony.http import HTTPServer, Request, Response, Router
 from harmony.http.message import HTTPError
 from harmony.http.server import Exchanged

@@ -28,6 +28,7 @@ from harmony.audit.message import (
     DESTINATION,
     SOURCE,
     Action,
+    AuditSource,
     Code,
     Event,
     Message,
@@ -39,9 +40,12 @@ from harmony.audit.message import (
     QueryObject,
     Study,
 )
+from harmony.audit.syslog import DatagramSender, Sender, StreamSender
 from harmony.audit.trail import AuditTrail
 from harmony.gateway.activity import Activity, Deed, Party
+from harmony.gateway.config import Audit, Collector
 from harmony.gateway.principal import PRINCIPAL, AuthenticationOutcome, Principal
+from harmony.gateway.tls import Certificates
 from harmony.http import Request
 from harmony.ul.association import Association
 from harmony.ul.pdu import AssociateRJ, AssociateRQ, describe_rejection_reason
@@ -70,6 +74,14 @@ class Auditor:
         self._running = False
         self.ae_titles = tuple(ae_titles)
         self._activities: WeakKeyDictionary[Association, Activity] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, audit: Audit, certificates: Certificates) -> Auditor:
+        """As it is configured. Blocking; raises ValueError and OSError for certificates that cannot be used."""
+        source, sender = AuditSource(audit.source_id, audit.site), None
+        if audit.collector is not None:
+            sender = _sender(audit.collector, certificates)
+        return cls(AuditTrail(audit.folder, source, sender=sender, keep_days=audit.keep_days))
 
     def _ourselves(self, role: Code | None = None) -> Participant:
         return Participant(str(os.getpid()), self.ae_titles, address=self.trail.host, role=role)
@@ -236,6 +248,17 @@ class Auditor:
             address=self.trail.host,
             role=role,
         )
+
+
+def _sender(collector: Collector, certificates: Certificates) -> Sender:
+    if collector.protocol == "udp":
+        return DatagramSender(collector.host, collector.port)
+    return StreamSender(
+        collector.host,
+        collector.port,
+        ssl_context=certificates.client(collector.tls) if collector.protocol == "tls" else None,
+        server_hostname=collector.server_name,
+    )
 
 
 def _who_requests(request: Request) -> Party:

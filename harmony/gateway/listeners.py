@@ -13,10 +13,10 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
+from harmony.gateway.assembly import Assembly
 from harmony.gateway.config import Listener
 from harmony.gateway.dicom_scp import DicomListener
 from harmony.gateway.errors import StartError
-from harmony.gateway.pipelines import Assembly
 from harmony.gateway.tls import Certificates
 from harmony.http import HTTPServer
 

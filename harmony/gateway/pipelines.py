@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -21,11 +21,9 @@ import msgspec
 
 from harmony.archive.files import FileStore
 from harmony.archive.indexing import ArchiveIndex
-from harmony.audit.message import AuditSource
-from harmony.audit.syslog import DatagramSender, Sender, StreamSender
-from harmony.audit.trail import AuditTrail
 from harmony.dimse.observer import Observer
 from harmony.gateway import config
+from harmony.gateway.assembly import Assembly, Kept
 from harmony.gateway.audited_backend import AuditedBackend, AuditedPACS
 from harmony.gateway.auditing import Auditor
 from harmony.gateway.authentication import Authentications, Gate
@@ -64,13 +62,12 @@ from harmony.gateway.options import (
 )
 from harmony.gateway.retrieved import RetrievedFolders
 from harmony.gateway.rules import Rulebook
-from harmony.gateway.store_receiver import StoreReceivers, require_title
+from harmony.gateway.store_receiver import require_title
 from harmony.gateway.study_envelope import StudyEnvelopes
-from harmony.gateway.tls import Certificates
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
 
-__all__ = ["Assembly", "assemble", "outboxes"]
+__all__ = ["assemble", "outboxes"]
 
 T = TypeVar("T")
 
@@ -81,47 +78,6 @@ OBJECT_FOLDER = "dimse"
 
 FILE_OPTIONS = ("storage_dir", "index", "durability", "duplicates", "max_object_bytes", "min_free_bytes")
 """Options of a dicom_scp endpoint that are about what is behind it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Kept:
-    """Something that is taken over as long as its settings stay the same. purpose: what it is for, its kind first."""
-
-    purpose: tuple[object, ...]
-    settings: object
-    thing: object
-
-
-@dataclass(slots=True)
-class Assembly:
-    """Everything that runs, in starting order."""
-
-    envelope_stores: dict[Path, EnvelopeStore] = field(default_factory=dict)
-    indexes: dict[Path, ArchiveIndex] = field(default_factory=dict)
-    """By the storage folder."""
-    retrieved: dict[Path, RetrievedFolders] = field(default_factory=dict)
-    """By their root."""
-    backends: list[Backend] = field(default_factory=list)
-    upstreams: list[HttpUpstream] = field(default_factory=list)
-    studies: list[StudyEnvelopes] = field(default_factory=list)
-    dicom: list[DicomListener] = field(default_factory=list)
-    routers: dict[str, Router] = field(default_factory=dict)
-    """By network name."""
-    http: list[tuple[str, Listener]] = field(default_factory=list)
-    """Network name and address of each HTTP listener."""
-    authentications: Authentications = field(default_factory=Authentications)
-    """Who may ask."""
-    management: Management | None = None
-    """None: nobody can ask, so nothing is counted."""
-    receivers: StoreReceivers = field(default_factory=StoreReceivers)
-    auditor: Auditor | None = None
-    """None: no audit trail is kept."""
-    certificates: Certificates = field(default_factory=Certificates)
-    """Like the receivers, those of the gateway: every assembly takes them over."""
-    provided: dict[int, frozenset[str]] = field(default_factory=dict)
-    """For `StoreReceivers.provide`, once the listeners are those of this assembly."""
-    kept: list[Kept] = field(default_factory=list)
-    """What the next assembly may take over."""
 
 
 class _Served(Protocol):
@@ -229,27 +185,13 @@ class _Assembler:
 
         def make() -> Auditor:
             try:
-                sender = self._sender(audit.collector) if audit.collector is not None else None
+                auditor = Auditor.of(audit, self.assembly.certificates)
             except (ValueError, OSError) as error:
                 raise ConfigError([audit.origin.problem("syslog", str(error))]) from error
-            source = AuditSource(audit.source_id, audit.site)
-            auditor = Auditor(AuditTrail(audit.folder, source, sender=sender, keep_days=audit.keep_days))
             self.assembly.authentications.subscribe(auditor.authenticated)
             return auditor
 
         return self._kept(("the audit trail", _place(audit.folder)), audit, make, only_one=audit.origin)
-
-    def _sender(self, collector: config.Collector) -> Sender:
-        if collector.protocol == "udp":
-            return DatagramSender(collector.host, collector.port)
-        return StreamSender(
-            collector.host,
-            collector.port,
-            ssl_context=self.assembly.certificates.client(collector.tls)
-            if collector.protocol == "tls"
-            else None,
-            server_hostname=collector.server_name,
-        )
 
     def _audited(self, backend: Backend) -> Backend:
         auditor = self.assembly.auditor
