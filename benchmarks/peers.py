@@ -155,7 +155,18 @@ path_prefix = "{WEB_ROOT}"
 """
 
 
-def harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
+MANAGEMENT_CONFIGURATION = """\
+
+[management]
+enabled = true
+network = "default"
+"""
+"""With it there are metrics, on Place.http_port."""
+
+
+def harmony(*, index: bool = True, more: str = "") -> Callable[[Place], list[str]]:
+    """The command of a gateway that keeps what it receives. more: configuration behind the rest."""
+
     def command(place: Place) -> list[str]:
         (place.scratch / "pipelines").mkdir(exist_ok=True)
         configuration = place.scratch / "config.toml"
@@ -171,7 +182,8 @@ def harmony(*, index: bool = True) -> Callable[[Place], list[str]]:
             destination_ae_title=DESTINATION_AE_TITLE,
             destination_port=place.destination_port or 104,
         )
-        configuration.write_text(text + (WEB_CONFIGURATION.format(backends="") if place.http_port else ""))
+        web = WEB_CONFIGURATION.format(backends="") if place.http_port else ""
+        configuration.write_text(text + web + more)
         return [sys.executable, "-m", "harmony", "--config", str(configuration)]
 
     return command

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -127,11 +127,17 @@ def write_json(path: Path, runs: Sequence[Run], *, options: dict[str, Any], fail
 
 
 def write_rows(
-    path: Path, runs: Sequence[dict[str, Any]], *, options: dict[str, Any], failures: Sequence[str]
+    path: Path,
+    runs: Sequence[dict[str, Any]],
+    *,
+    options: dict[str, Any],
+    failures: Sequence[str],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The same for runs of any kind."""
+    """The same for runs of any kind. more: what else the file is to have."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     content = {"machine": machine(), "options": settings, "failures": list(failures), "runs": list(runs)}
+    content |= more or {}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -22,6 +22,7 @@ from pydicom.uid import (
 )
 
 UID_LENGTH = 40  # even, so that no padding follows it
+PATIENT_ID_LENGTH = 14  # even, for the same reason
 TRANSFER_SYNTAX_UID = str(ExplicitVRLittleEndian)
 
 
@@ -96,8 +97,26 @@ def instance_uid(number: int) -> str:
     return f"2.25.1{number:0{UID_LENGTH - 6}d}"
 
 
-def create(size: Size, folder: Path) -> Workload:
-    """Write one object of this size into the folder."""
+def study_uid(number: int) -> str:
+    """The Study Instance UID of the n-th of many studies, as long as an `instance_uid`."""
+    return f"2.25.3{number:0{UID_LENGTH - 6}d}"
+
+
+def series_uid(number: int) -> str:
+    """The Series Instance UID of the only series of that study, as long as an `instance_uid`."""
+    return f"2.25.4{number:0{UID_LENGTH - 6}d}"
+
+
+def patient_id(number: int) -> str:
+    """The Patient ID of that study, always PATIENT_ID_LENGTH characters; every study has a patient of its own."""
+    return f"BENCH{number:0{PATIENT_ID_LENGTH - 5}d}"
+
+
+def create(size: Size, folder: Path, *, of_many_studies: bool = False) -> Workload:
+    """Write one object of this size into the folder.
+
+    of_many_studies: its study is `study_uid(0)`, to be counted up in place like its SOP Instance UID.
+    """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = UID(size.sop_class_uid)
@@ -135,6 +154,9 @@ def create(size: Size, folder: Path) -> Workload:
     row = bytes(range(256)) * (size.columns * 2 // 256 + 1)
     frame = b"".join(row[n % 251 : n % 251 + size.columns * 2] for n in range(size.rows))
     dataset.PixelData = frame * size.frames
+    if of_many_studies:
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid(0), series_uid(0)
+        dataset.PatientID = patient_id(0)
     path = folder / f"{size.name}.dcm"
     dataset.save_as(path, enforce_file_format=True)
     # (0002,0000) right after the prefix says how much file meta information follows it (PS3.10 §7.1).
