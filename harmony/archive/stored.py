@@ -91,29 +91,20 @@ class JournalChain:
         self._second.sync()
 
 
-# What another try later, or somewhere else, may cure. All other errors of the disk are processing errors.
-_RESOURCES = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,  # larger than the file system or RLIMIT_FSIZE allows
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-    }
-)
-
-
 def refusal(error: Exception) -> DimseError:
     """Return the answer to give for an error while storing: the error itself when it is a DimseError already.
 
-    A700 (out of resources) or C000 (cannot be processed), PS3.4 §B.2.3. The comment names the error, never a
-    path.
+    An OSError is the storage's, never the object's: full, read-only, broken, gone or not ours to write. That is A700
+    (out of resources), so that the sender tries again; anything else is a defect, C000 (PS3.4 Table B.2-1). The comment
+    names the error, never a path.
     """
-    if isinstance(error, DimseError):
-        return error
-    code = error.errno if isinstance(error, OSError) else None
-    name = errno.errorcode.get(code or 0, type(error).__name__)
-    if code in _RESOURCES:
-        return DimseError(Status.OUT_OF_RESOURCES, f"out of resources: {name}")
-    return DimseError(Status.CANNOT_UNDERSTAND, f"the object could not be stored: {name}")
+    match error:
+        case DimseError():
+            return error
+        case OSError():
+            name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            return DimseError(Status.OUT_OF_RESOURCES, f"out of resources: {name}")
+        case _:
+            return DimseError(
+                Status.CANNOT_UNDERSTAND, f"the object could not be stored: {type(error).__name__}"
+            )

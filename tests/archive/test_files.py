@@ -359,18 +359,22 @@ def test_abort_after_finish_keeps_what_was_acknowledged(store, root):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
+    "number",
     [
-        (errno.ENOSPC, 0xA700),
-        (errno.EDQUOT, 0xA700),
-        (errno.EFBIG, 0xA700),
-        (errno.EMFILE, 0xA700),
-        (errno.EIO, 0xC000),
-        (errno.EROFS, 0xC000),
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EMFILE,
+        errno.EIO,
+        errno.EROFS,
+        errno.ENODEV,
+        errno.ESTALE,
+        errno.EACCES,
     ],
 )
 @pytest.mark.parametrize("call", ["open", "writev", "write", "close", "link"])
-def test_a_disk_that_fails_is_an_answer_and_leaves_nothing(store, root, monkeypatch, call, number, status):
+def test_a_disk_that_fails_is_an_answer_and_leaves_nothing(store, root, monkeypatch, call, number):
+    # None of these is the object's fault: its sender may try again (PS3.4 Table B.2-1).
     real = getattr(os, call)
     failures = []
 
@@ -390,7 +394,7 @@ def test_a_disk_that_fails_is_an_answer_and_leaves_nothing(store, root, monkeypa
         outcome = error.outcome
     monkeypatch.undo()
     assert failures
-    assert outcome.status == status
+    assert outcome.status == 0xA700
     assert errno.errorcode[number] in outcome.error_comment
     assert "path" not in outcome.error_comment
     assert stored_files(root) == []
@@ -661,11 +665,9 @@ async def test_fsync_of_the_same_instance_at_once_stores_it_once(make_store, roo
     assert stored_files(root) == ["1.2.3/1.2.3.9/1.2.3.9.1.dcm"]
 
 
-@pytest.mark.parametrize(("fail", "status"), [("append", 0xA700), ("sync", 0xC000)])
+@pytest.mark.parametrize("fail", ["append", "sync"])
 @pytest.mark.parametrize("durability", ["os", "fsync"])
-async def test_a_journal_that_fails_refuses_its_objects_and_no_others(
-    make_store, root, fail, status, durability
-):
+async def test_a_journal_that_fails_refuses_its_objects_and_no_others(make_store, root, fail, durability):
     store = make_store(durability=durability)
     failing, working = OrderedJournal([], fail=fail), OrderedJournal([])
     answers = []
@@ -677,7 +679,7 @@ async def test_a_journal_that_fails_refuses_its_objects_and_no_others(
     if durability == "os" and fail == "sync":
         assert [outcome.status for outcome in outcomes] == [0, 0]  # never called
     else:
-        assert [outcome.status for outcome in outcomes] == [status, 0]
+        assert [outcome.status for outcome in outcomes] == [0xA700, 0]
         assert stored_files(root) == ["1.2.3/1.2.3.9/1.2.3.9.2.dcm"]
 
 
@@ -702,7 +704,7 @@ async def test_an_fsync_that_fails_is_no_success(make_store, root, monkeypatch, 
         real_fsync(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    assert (await start(store, 1)).status == 0xC000
+    assert (await start(store, 1)).status == 0xA700
     assert not list((root / ".incoming").iterdir())
     monkeypatch.undo()
     events: list[str] = []

@@ -29,8 +29,8 @@ PACE_S = 0.02
 AGAIN_S = 0.1
 """Before another try after an association, or a connection, was lost or refused."""
 PER_ASSOCIATION = 50
-REFUSALS = frozenset((0xA700, 0xC000))
-"""Out of resources, and what a broken disk is answered with (PS3.4 Table B.2-1)."""
+REFUSALS = frozenset((0xA700,))
+"""Out of resources: worth another try (PS3.4 Table B.2-1)."""
 
 
 def instance_of(number: int) -> Instance:
