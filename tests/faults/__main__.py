@@ -9,10 +9,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tests.faults import broken, crashes, resources, slow, upstreams
+from tests.faults import broken, broken_disk, crashes, resources, slow, upstreams
 from tests.faults.trial import FAULTS, NotHere, Row, perform
 
-MODULES = (slow, broken, resources, crashes, upstreams)
+MODULES = (slow, broken, resources, broken_disk, crashes, upstreams)
 
 HEAD = (
     f"{'fault':<22}{'times':>7}{'load':>9}{'reads':>7}{'acked':>8}{'lost':>6}{'refused':>9}{'gap':>8}"

@@ -109,6 +109,13 @@ class Trial:
         goal = self.refused + objects
         await self.until(lambda: self.refused >= goal, f"{objects} more objects refused")
 
+    async def reads(self, answers: int = 1) -> None:
+        """Wait until so many more searches were answered."""
+        assert self.reader is not None
+        witnessed = self.reader.answers
+        goal = witnessed.count + answers
+        await self.until(lambda: witnessed.count >= goal, f"{answers} more searches answered")
+
     def found(self) -> list[str]:
         """SOP Instance UIDs of all that a search finds."""
         uids: list[str] = []
