@@ -9,10 +9,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tests.faults import broken, broken_disk, crashes, resources, slow, upstreams
-from tests.faults.trial import FAULTS, NotHere, Row, perform
+from tests.faults import associations, broken, broken_disk, crashes, resources, slow, upstreams
+from tests.faults.trial import ASSOCIATIONS, FAULTS, NotHere, Row, perform
 
-MODULES = (slow, broken, resources, broken_disk, crashes, upstreams)
+MODULES = (slow, associations, broken, resources, broken_disk, crashes, upstreams)
 
 HEAD = (
     f"{'fault':<22}{'times':>7}{'load':>9}{'reads':>7}{'acked':>8}{'lost':>6}{'refused':>9}{'gap':>8}"
@@ -34,6 +34,13 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults; all when there is none")
     parser.add_argument("--short", action="store_true", help="fewer of each, as in the tests")
     parser.add_argument("--list", action="store_true", help="what there is")
+    parser.add_argument(
+        "--associations",
+        type=int,
+        default=ASSOCIATIONS,
+        metavar="N",
+        help="of many-associations (%(default)s)",
+    )
     arguments = parser.parse_args()
     if arguments.list:
         for name, each in FAULTS.items():
@@ -46,7 +53,14 @@ def main() -> int:
     for name in arguments.names or FAULTS:
         with tempfile.TemporaryDirectory(prefix="harmony-fault-", ignore_cleanup_errors=True) as folder:
             try:
-                row = asyncio.run(perform(FAULTS[name], Path(folder), short=arguments.short))
+                row = asyncio.run(
+                    perform(
+                        FAULTS[name],
+                        Path(folder),
+                        short=arguments.short,
+                        associations=arguments.associations,
+                    )
+                )
             except NotHere as reason:
                 print(f"{name:<22}not here: {reason}", flush=True)
             except Exception as error:
@@ -55,6 +69,8 @@ def main() -> int:
                 traceback.print_exception(error, file=sys.stderr)
             else:
                 print(line(row), flush=True)
+                if row.note:
+                    print(f"{'':<22}{row.note}", flush=True)
     return 1 if failed else 0
 
 

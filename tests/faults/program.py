@@ -230,6 +230,7 @@ class Archive(Process):
         more: str = "",
         networks: str = "",
         endpoints: str = "",
+        log_level: str = "info",
     ) -> None:
         """more: tables added at the end. networks, endpoints: of the pipeline, as `, "a", "b"`."""
         self.port = port
@@ -240,7 +241,7 @@ class Archive(Process):
             f"""
             [proxy]
             id = "archive"
-            log_level = "info"
+            log_level = "{log_level}"
             [storage.options]
             path = "{self.storage}"
             [network.lan.dicom]

@@ -42,6 +42,8 @@ that the body of a request may pause."""
 WARM_UP_OBJECTS = 60
 STOP_S = 60.0
 PAGE = 1000
+ASSOCIATIONS = 20_000
+"""Of `many-associations`, unless the command line says more."""
 
 DICOM_DEADLINES = """
 artim_timeout_secs = 1
@@ -85,6 +87,10 @@ class Trial:
     injected: int = 0
     """How often the fault happened."""
     disk: Path | None = None
+    associations: int = ASSOCIATIONS
+    """How many where that is what it is about."""
+    note: str = ""
+    """What else it showed."""
 
     def many(self, long: int, short: int) -> int:
         """How often it is to happen."""
@@ -174,6 +180,7 @@ class Fault:
     """The archive is on a file system of this size."""
     rss_growth_bytes: int = RSS_GROWTH_BYTES
     may_log_tracebacks: bool = False
+    log_level: str = "info"
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ class Row:
     descriptors_before: int
     descriptors_after: int
     seconds: float
+    note: str
 
 
 FAULTS: dict[str, Fault] = {}
@@ -211,12 +219,13 @@ def fault(
     return register
 
 
-async def perform(fault: Fault, folder: Path, *, short: bool) -> Row:
+async def perform(fault: Fault, folder: Path, *, short: bool, associations: int = ASSOCIATIONS) -> Row:
     """Do it. Raises AssertionError for a gateway that did not bear it, NotHere."""
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         trial = _set_up(fault, folder, short, stack)
+        trial.associations = associations
         gateway = trial.gateway
         async with _started(gateway):
             await _warm_up(trial)
@@ -254,6 +263,7 @@ async def perform(fault: Fault, folder: Path, *, short: bool) -> Row:
         descriptors_before,
         descriptors_after,
         time.monotonic() - began,
+        trial.note,
     )
     _judge(fault, trial, row, lost)
     return row
@@ -290,6 +300,7 @@ def _set_up(fault: Fault, folder: Path, short: bool, stack: contextlib.ExitStack
         http_port=ports[1],
         storage=disk / "storage" if disk is not None else None,
         scp=fault.scp,
+        log_level=fault.log_level,
         **extra,
     )
     trial = Trial(folder, short, gateway, ports[2], ports[3], ports[4:], disk=disk)

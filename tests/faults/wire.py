@@ -8,10 +8,11 @@ from tests.faults.program import CT, IMPLICIT, element, uid
 
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+VERIFICATION = "1.2.840.10008.1.1"
 
 RELEASE_RQ = bytes.fromhex("05 00 00000004 00000000")
 ABORT = bytes.fromhex("07 00 00000004 00 00 00 00")
-STORE, FIND, GET = 1, 3, 5
+STORE, FIND, GET, ECHO = 1, 3, 5, 7
 """Presentation contexts of `associate_rq`."""
 
 
@@ -24,7 +25,7 @@ def item(item_type: int, body: bytes) -> bytes:
 
 
 def associate_rq(called: bytes = b"GATEWAY") -> bytes:
-    contexts = ((STORE, CT), (FIND, STUDY_ROOT_FIND), (GET, STUDY_ROOT_GET))
+    contexts = ((STORE, CT), (FIND, STUDY_ROOT_FIND), (GET, STUDY_ROOT_GET), (ECHO, VERIFICATION))
     proposed = b"".join(
         item(0x20, bytes((number, 0, 0, 0)) + item(0x30, syntax.encode()) + item(0x40, IMPLICIT.encode()))
         for number, syntax in contexts
@@ -47,6 +48,16 @@ def command(*elements: bytes) -> bytes:
 
 def us(tag: int, value: int) -> bytes:
     return element(tag, value.to_bytes(2, "little"))
+
+
+def c_echo_rq() -> bytes:
+    rq = command(
+        element(0x00000002, uid(VERIFICATION)),
+        us(0x00000100, 0x0030),
+        us(0x00000110, 1),
+        us(0x00000800, 0x0101),
+    )
+    return p_data(rq, context_id=ECHO, control=3)
 
 
 def c_store_rq(sop_instance_uid: str, data_set: bytes) -> bytes:
