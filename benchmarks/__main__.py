@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: `python -m benchmarks {store,find,retrieve,proxy,dicomweb,soak,all} [--quick] ...`.
+"""Command line of the benchmarks: `python -m benchmarks COMMAND [--quick] ...`, one module of `MODULES` each.
 
 `store` is here, the others are modules of their own. A cell of `store` is one sender, size and number of
 associations. Within a cell the receivers take turns, round after round and each round in another order, so that a slow
@@ -14,10 +14,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import dicomweb, find, measure, proxy, report, retrieve, soak, survey
+from benchmarks import (
+    dicomweb,
+    find,
+    jmix,
+    measure,
+    proxy,
+    report,
+    retrieve,
+    soak,
+    survey,
+)
 from benchmarks.peers import RECEIVERS, PeerError, Receiver, program
 from benchmarks.senders import SENDERS, Sender
 from benchmarks.workloads import SIZES, Size, Workload, create
+
+MODULES = (
+    find,
+    retrieve,
+    proxy,
+    dicomweb,
+    jmix,
+    soak,
+    survey,
+)
+"""Commands other than `store`; each has `add_parser`."""
 
 SLOW_OBJECTS = 40  # tens of milliseconds each
 QUICK_SLOW_OBJECTS = 20
@@ -84,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     store.add_argument(
         "--json", type=Path, metavar="FILE", help="write every run and the machine to this file"
     )
-    for module in (find, retrieve, proxy, dicomweb, soak, survey):
+    for module in MODULES:
         module.add_parser(commands)
     return parser.parse_args(arguments)
 

@@ -38,12 +38,18 @@ class SendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What one run of the sender did; elapsed_s runs from the first connect to the last A-RELEASE-RP."""
+    """What one run of the sender did; elapsed_s runs from the first connect to the last A-RELEASE-RP.
+
+    began_at_s, release_at_s: of the first connect and the last A-RELEASE-RQ, on CLOCK_MONOTONIC, which is the same for
+    every process of the machine.
+    """
 
     objects: int
     data_set_bytes: int
     elapsed_s: float
     maximum_length: int
+    began_at_s: float
+    release_at_s: float
 
 
 def _element(group: int, element: int, value: bytes) -> bytes:
@@ -165,6 +171,7 @@ class Sender:
         self.maximum_length = self._ask_maximum_length()
         self._encoded = Encoded.encode(workload, self.maximum_length)
         self._selector = selectors.DefaultSelector()
+        self._release_at_s = 0.0
 
     def _ask_maximum_length(self) -> int:
         """Learn before the clock starts how long the PDUs may be: an association that sends nothing."""
@@ -184,6 +191,7 @@ class Sender:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             waiting.append(Association(sock, bytearray(self._encoded.head), share, first_number))
             first_number += share
+        began_at_s = time.monotonic()
         started = time.perf_counter()
         for association in waiting:
             association.sock.connect(self._address)
@@ -204,7 +212,14 @@ class Sender:
                     association.sock.close()
                     in_flight -= 1
         elapsed_s = time.perf_counter() - started
-        return Flood(objects, objects * self._workload.data_set_bytes, elapsed_s, self.maximum_length)
+        return Flood(
+            objects,
+            objects * self._workload.data_set_bytes,
+            elapsed_s,
+            self.maximum_length,
+            began_at_s,
+            self._release_at_s,
+        )
 
     def _read(self, association: Association) -> bool:
         """Take in what has come; True when the association is over."""
@@ -232,6 +247,7 @@ class Sender:
     def _send_next(self, association: Association) -> None:
         if not association.objects_left:
             association.releasing = True
+            self._release_at_s = time.monotonic()
             self._write(association, [memoryview(RELEASE_RQ)])
             return
         association.objects_left -= 1

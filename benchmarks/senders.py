@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.peers import CALLED_AE_TITLE, PeerError, program
+from benchmarks.preencoded import Flood
 from benchmarks.workloads import Workload
 
 TIMEOUT_S = 900.0
@@ -38,6 +39,11 @@ class Sender:
 
 def preencoded(workload: Workload, port: int, objects: int, associations: int, first_number: int) -> Sent:
     """Run `benchmarks.preencoded` in a process of its own. Raises PeerError."""
+    return Sent(flood(workload, port, objects, associations, first_number).elapsed_s)
+
+
+def flood(workload: Workload, port: int, objects: int, associations: int, first_number: int) -> Flood:
+    """The same, and all that it says about what it did."""
     command = [sys.executable, "-m", "benchmarks.preencoded", str(port), str(workload.path)]
     command += ["--size", workload.size.name, "--data-set-offset", str(workload.data_set_offset)]
     command += ["--objects", str(objects), "--associations", str(associations)]
@@ -45,7 +51,7 @@ def preencoded(workload: Workload, port: int, objects: int, associations: int, f
     finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if finished.returncode:
         raise PeerError(f"the sender failed: {finished.stderr.strip()}")
-    return Sent(float(json.loads(finished.stdout)["elapsed_s"]))
+    return Flood(**json.loads(finished.stdout))
 
 
 def _storescu(env: dict[str, str]) -> Callable[[Workload, int, int, int, int], Sent]:

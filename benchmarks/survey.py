@@ -64,6 +64,7 @@ BENCHMARKS = (
         ("--quick", "--pacs", "harmony", "--whats", "study", "--rounds", "2"),
     ),
     Benchmark("dicomweb", "DICOMweb", ("--quick", "--parts", "study", "--rounds", "2")),
+    Benchmark("jmix", "To a JMIX upstream", ("--quick", "--parts", "zip,latency", "--rounds", "2")),
     Benchmark(
         "find",
         "Querying: C-FIND",
@@ -89,7 +90,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "all",
         help="every benchmark, and one report in Markdown",
-        description="Runs store, retrieve, find, dicomweb and proxy, and writes one report in Markdown.",
+        description="Runs store, retrieve, proxy, dicomweb, jmix and find, and writes one report in Markdown.",
     )
     parser.add_argument(
         "--quick", action="store_true", help=f"a part of each, and no more than {QUICK_LIMIT_S:.0f} seconds"
