@@ -23,6 +23,7 @@ from struct import Struct
 from typing import IO, cast
 
 import zstandard
+from zlib_ng import zlib_ng
 
 from harmony.jmix import zipformat as zf
 from harmony.jmix.limits import EnvelopeError, Limits, Refusal
@@ -90,7 +91,7 @@ class ZipReader:
                 raise _invalid(
                     f"member {member.name!r} is longer than the {member.size_bytes} bytes announced"
                 )
-            crc32 = zlib.crc32(chunk, crc32)
+            crc32 = zlib_ng.crc32(chunk, crc32)
             yield chunk
         if size != member.size_bytes:
             raise _invalid(f"member {member.name!r} has {size} bytes instead of {member.size_bytes}")

@@ -29,6 +29,7 @@ from struct import pack
 from typing import Protocol
 
 import zstandard
+from zlib_ng import zlib_ng
 
 from harmony.jmix import zipformat as zf
 from harmony.jmix.zipformat import Compression, Member, ZipFormatError, check_member_name
@@ -120,7 +121,7 @@ class _Content:
 
     def feed(self, chunk: Buffer) -> Buffer:
         """Return what is to be written, which may be nothing yet; a stored chunk is returned as it is."""
-        self.crc32 = zlib.crc32(chunk, self.crc32)
+        self.crc32 = zlib_ng.crc32(chunk, self.crc32)
         if self._digest is not None:
             self._digest.update(chunk)
         out = chunk if self._compressor is None else self._compressor.compress(chunk)
@@ -185,7 +186,7 @@ class ZipStream:
     def add(self, name: str, data: Buffer) -> tuple[bytes, Buffer]:
         """Add a member that is at hand; return its local header, complete, and its (compressed) data."""
         self._claim(name)
-        crc32 = zlib.crc32(data)
+        crc32 = zlib_ng.crc32(data)
         digest = hashlib.sha256(data).hexdigest() if self._hashing else None
         body = data
         if self._compression is not Compression.STORED:
