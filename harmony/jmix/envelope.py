@@ -9,10 +9,14 @@
     payload/metadata.json, files.json
     payload/dicom/<SOPInstanceUID>.dcm
 
-Files are streamed from the disk, read once for their header and once for everything else, in the order and under the
-names that `arrangement` gives them. The archive is written beside its final place and renamed, so that under its name
-there is a complete envelope or nothing. The same plan with the same files gives the same bytes. manifest.json stands
-last in the archive because it carries the hash of the payload, in the form that `payload_hash` describes.
+Files are streamed from the disk, in the order of the plan, and each is read once: for its header, its hashes and its
+bytes. So an envelope can be begun with the files that are there (`EnvelopeFile`) and completed when all are
+(`build_envelope`). The names that `arrangement` gives follow from all the headers; members get them last, and the
+directory lists them in that order.
+
+The archive is written under a temporary name and renamed, so that under its own there is a complete envelope or
+nothing. The same plan with the same files gives the same bytes, whether it was begun earlier or not. manifest.json
+stands last in the archive because it carries the hash of the payload, in the form that `payload_hash` describes.
 
 Instances that are not files but arrive are the business of `packer`, over the same EnvelopeFile.
 
@@ -22,7 +26,7 @@ Blocking: for a worker thread, where hashing and input/output leave the interpre
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -30,13 +34,14 @@ from pathlib import Path
 import msgspec
 
 from harmony.jmix import documents
-from harmony.jmix.arrangement import arrange
+from harmony.jmix.arrangement import LONGEST_NAME_BYTES, arrange
 from harmony.jmix.documents import Entity, EnvelopeInstance, EnvelopeStudy, Parties, Profile
-from harmony.jmix.header import read_header
+from harmony.jmix.header import HeaderReader, InstanceHeader
 from harmony.jmix.journal import PlannedObject
 from harmony.jmix.limits import canonical_envelope_id
 from harmony.jmix.payload_hash import listing_hash
 from harmony.jmix.zipformat import Compression, Member
+from harmony.jmix.zipstream import UnnamedMember
 from harmony.jmix.zipwriter import ZipFileWriter
 
 __all__ = [
@@ -91,17 +96,22 @@ def build_envelope(
     skip_listing: bool = False,
     compression: Compression = Compression.STORED,
     fsync: bool = False,
+    begun: EnvelopeFile | None = None,
 ) -> EnvelopeSummary:
     """Write the envelope to `out_path`, whose folder exists; what was there is replaced.
 
     skip_hashing: no SHA-256 of the files nor of the payload.
     skip_listing: files.json lists only metadata.json, which still names every instance.
     fsync: the envelope and its name are on the disk on return.
+    begun: made with the same options, and with what is to be the beginning of the envelope; it is completed, or
+        discarded when the plan begins with something else.
     Raises ValueError for a plan that cannot be an envelope, OSError when a file is missing or the disk is full;
     nothing is left behind then.
     """
-    studies = arrange(_with_headers(plan.objects), profile)
-    envelope = EnvelopeFile(
+    if begun is not None and not begun.is_beginning_of(plan):
+        begun.discard()
+        begun = None
+    envelope = begun or EnvelopeFile(
         plan,
         out_path.with_name(out_path.name + TEMPORARY_SUFFIX),
         profile=profile,
@@ -111,20 +121,19 @@ def build_envelope(
         fsync=fsync,
     )
     try:
-        members: dict[str, Member] = {}
-        for study in studies:
-            for series in study.series:
-                for instance in series.instances:
-                    path = Path(plan.objects[instance.number].path)
-                    members[instance.file] = envelope.writer.add_file(f"payload/{instance.file}", path)
-        return envelope.complete(studies, members, out_path=out_path)
+        for planned in plan.objects[envelope.instance_count :]:
+            envelope.add_file(planned)
+        return envelope.complete(out_path)
     except BaseException:
         envelope.discard()
         raise
 
 
 class EnvelopeFile:
-    """The archive of one envelope, under a temporary name until it is complete."""
+    """The archive of one envelope, under a temporary name until it is complete.
+
+    What fails leaves it good for `discard` only. One thread at a time.
+    """
 
     def __init__(
         self,
@@ -144,36 +153,84 @@ class EnvelopeFile:
         if canonical_envelope_id(plan.envelope_id) != plan.envelope_id:
             raise ValueError(f"{plan.envelope_id!r} is not a canonical UUID")
         self.plan = plan
-        self.profile = profile
+        self._profile = profile
         self._skip_listing = skip_listing
         self._fsync = fsync
+        self._files: list[PlannedObject] = []
+        self._instances: list[tuple[str, str, EnvelopeInstance]] = []
+        self._unnamed: list[UnnamedMember] = []
         self._temporary = temporary
         temporary.unlink(missing_ok=True)
         self.writer = ZipFileWriter(
             temporary, compression=compression, modified=plan.created, hashing=not skip_hashing
         )
-        """For the files below payload/, before `complete`."""
+        """For instances that are added with `add`."""
 
-    def complete(
-        self, studies: Sequence[EnvelopeStudy], members: dict[str, Member], *, out_path: Path
-    ) -> EnvelopeSummary:
-        """Add the documents and give the envelope its final name.
+    @property
+    def instance_count(self) -> int:
+        """How many instances are in it."""
+        return len(self._instances)
 
-        members: the files of the studies, by path relative to payload/.
+    def is_beginning_of(self, plan: EnvelopePlan) -> bool:
+        """Whether its files are the first ones of a plan, which is the same otherwise."""
+        mine, its = self.plan, plan.objects[: len(self._files)]
+        return (mine.envelope_id, mine.created) == (plan.envelope_id, plan.created) and [
+            _identity(planned) for planned in self._files
+        ] == [_identity(planned) for planned in its]
+
+    def add_file(self, planned: PlannedObject, buffer: memoryview | None = None) -> None:
+        """Add an instance that is a file. buffer: as `ZipFileWriter.add_file` takes it."""
+        reader = HeaderReader(planned.transfer_syntax_uid)
+        member = self.writer.add_file(
+            Path(planned.path), longest_name_bytes=LONGEST_NAME_BYTES, look=reader.feed, buffer=buffer
+        )
+        self._files.append(planned)
+        self.add(
+            planned.study_instance_uid,
+            planned.series_instance_uid,
+            (planned.sop_class_uid, planned.sop_instance_uid, planned.transfer_syntax_uid),
+            reader.header(),
+            member,
+        )
+
+    def add(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        uids: tuple[str, str, str],
+        header: InstanceHeader,
+        member: UnnamedMember,
+    ) -> None:
+        """Add an instance that was written to `writer`. uids: SOP class, SOP instance, transfer syntax."""
+        instance = EnvelopeInstance(len(self._instances), *uids, header)
+        self._instances.append((study_instance_uid, series_instance_uid, instance))
+        self._unnamed.append(member)
+
+    def complete(self, out_path: Path) -> EnvelopeSummary:
+        """Name the members, add the documents and give the envelope its final name; what is there is replaced.
+
+        Raises ValueError when what was added cannot be an envelope.
         """
         plan, writer = self.plan, self.writer
+        studies = arrange(self._instances, self._profile)
+        members: dict[str, Member] = {}
+        for study in studies:
+            for series in study.series:
+                for instance in series.instances:
+                    unnamed = self._unnamed[instance.number]
+                    members[instance.file] = writer.name(unnamed, f"payload/{instance.file}")
         payload_hash = self._describe_payload(studies, members)
         manifest = _encode(
             documents.manifest(
                 plan.envelope_id,
                 plan.created,
-                profile=self.profile,
+                profile=self._profile,
                 parties=plan.parties,
                 classification=plan.classification,
                 payload_hash=payload_hash,
             )
         )
-        if self.profile is Profile.JMIX:
+        if self._profile is Profile.JMIX:
             writer.add("audit.json", _encode(documents.audit(plan.created, parties=plan.parties)))
         writer.add("manifest.json", manifest)
         size_bytes = writer.finish(fsync=self._fsync)
@@ -185,13 +242,13 @@ class EnvelopeFile:
             path=out_path,
             size_bytes=size_bytes,
             study_instance_uids=tuple(study.study_instance_uid for study in studies),
-            instance_count=sum(len(series.instances) for study in studies for series in study.series),
+            instance_count=len(members),
             payload_hash=payload_hash,
             manifest=manifest,
         )
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; idempotent."""
         self.writer.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -199,7 +256,7 @@ class EnvelopeFile:
         """Write the two documents below payload/; return its hash unless hashing is off."""
         plan = self.plan
         metadata = documents.metadata(
-            plan.envelope_id, plan.created, profile=self.profile, studies=studies, members=members
+            plan.envelope_id, plan.created, profile=self._profile, studies=studies, members=members
         )
         instances = [] if self._skip_listing else list(members.items())
         described = dict(members)
@@ -214,13 +271,15 @@ class EnvelopeFile:
         return listing_hash(hashes) if hashes else None
 
 
-def _with_headers(objects: Sequence[PlannedObject]) -> Iterator[tuple[str, str, EnvelopeInstance]]:
-    for number, planned in enumerate(objects):
-        header = read_header(planned.path, planned.transfer_syntax_uid)
-        instance = EnvelopeInstance(
-            number, planned.sop_class_uid, planned.sop_instance_uid, planned.transfer_syntax_uid, header
-        )
-        yield planned.study_instance_uid, planned.series_instance_uid, instance
+def _identity(planned: PlannedObject) -> tuple[str, ...]:
+    return (
+        planned.path,
+        planned.study_instance_uid,
+        planned.series_instance_uid,
+        planned.sop_class_uid,
+        planned.sop_instance_uid,
+        planned.transfer_syntax_uid,
+    )
 
 
 def _encode(document: object) -> bytes:

@@ -9,13 +9,12 @@ Values are as in the file, without padding and unchecked, except the two numbers
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 
 from harmony.dicom.scanner import HeaderScanner
 
-__all__ = ["HeaderReader", "InstanceHeader", "decode_text", "read_header"]
+__all__ = ["HeaderReader", "InstanceHeader", "decode_text"]
 
 SPECIFIC_CHARACTER_SET = 0x00080005
 STUDY_DATE = 0x00080020
@@ -51,8 +50,6 @@ _WANTED = frozenset(
     )
 )
 
-_FIRST_READ_BYTES = 16 * 1024
-_NEXT_READ_BYTES = 256 * 1024
 _DELIMITERS = {0x0A, 0x0D, 0x09, 0x0C, 0x5C, 0x5E, 0x3D}
 """Characters after which code extensions start anew (PS3.5 §6.1.2.5.3): LF, CR, TAB, FF, and in names \\ ^ =."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,11}\Z").match  # IS: up to 12 characters (PS3.5 Table 6.2-1)
@@ -115,19 +112,6 @@ class HeaderReader:
             series_number=_integer(scanner.text(SERIES_NUMBER)),
             instance_number=_integer(scanner.text(INSTANCE_NUMBER)),
         )
-
-
-def read_header(path: str, transfer_syntax_uid: str) -> InstanceHeader:
-    """Read the header of a Part 10 file, as HeaderReader does. Blocking; raises OSError."""
-    reader = HeaderReader(transfer_syntax_uid)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = _FIRST_READ_BYTES
-        while (block := os.read(fd, size)) and not reader.feed(memoryview(block)):
-            size = _NEXT_READ_BYTES
-    finally:
-        os.close(fd)
-    return reader.header()
 
 
 def decode_text(value: bytes, character_sets: list[str]) -> str:

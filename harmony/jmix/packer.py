@@ -14,12 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from harmony.dimse.part10 import encode_file_meta
-from harmony.jmix.arrangement import LONGEST_NAME_BYTES, arrange
-from harmony.jmix.documents import EnvelopeInstance, Profile
+from harmony.jmix.arrangement import LONGEST_NAME_BYTES
+from harmony.jmix.documents import Profile
 from harmony.jmix.envelope import EnvelopeFile, EnvelopePlan, EnvelopeSummary
 from harmony.jmix.header import HeaderReader
-from harmony.jmix.zipformat import Compression, Member
-from harmony.jmix.zipstream import UnnamedMember
+from harmony.jmix.zipformat import Compression
 
 __all__ = ["EnvelopePacker", "ForeignInstance"]
 
@@ -58,8 +57,6 @@ class EnvelopePacker:
             compression=compression,
             fsync=fsync,
         )
-        self._members: list[UnnamedMember] = []
-        self._objects: list[tuple[str, str, EnvelopeInstance]] = []
         self._uids = ("", "", "")
         self._reader: HeaderReader | None = None
         self._header_done = False
@@ -67,7 +64,7 @@ class EnvelopePacker:
     @property
     def instance_count(self) -> int:
         """How many instances have ended."""
-        return len(self._members)
+        return self._envelope.instance_count
 
     def begin(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> None:
         """Begin an instance. Raises Part10Error for UIDs that no file meta can hold."""
@@ -98,9 +95,8 @@ class EnvelopePacker:
             raise ForeignInstance(
                 f"an instance of study {self._study_instance_uid} says it is of another one"
             )
-        instance = EnvelopeInstance(len(self._members), *self._uids, header)
-        self._members.append(self._envelope.writer.end())
-        self._objects.append((study_instance_uid, header.series_instance_uid, instance))
+        member = self._envelope.writer.end()
+        self._envelope.add(study_instance_uid, header.series_instance_uid, self._uids, header, member)
         self._reader = None
 
     def finish(self, out_path: Path) -> EnvelopeSummary:
@@ -108,15 +104,7 @@ class EnvelopePacker:
 
         Raises ValueError when no instance has come.
         """
-        envelope = self._envelope
-        studies = arrange(self._objects, envelope.profile)
-        members: dict[str, Member] = {}
-        for study in studies:
-            for series in study.series:
-                for instance in series.instances:
-                    unnamed = self._members[instance.number]
-                    members[instance.file] = envelope.writer.name(unnamed, f"payload/{instance.file}")
-        return envelope.complete(studies, members, out_path=out_path)
+        return self._envelope.complete(out_path)
 
     def discard(self) -> None:
         """Leave nothing behind; idempotent."""

@@ -4,13 +4,13 @@ Each byte of a member is read once: hashed (SHA-256), checksummed (CRC-32), perh
 envelope's manifest needs to know about a member is there when the member is through, in `ZipStream.members`.
 
 `ZipStream` makes buffers for any output. A member at hand as bytes carries its CRC and sizes in its local header. For
-one that is streamed they come later: as a data descriptor when the output is a pure stream (APPNOTE §4.4.4, bit 3),
-or as a header to be written over the first one when the output can be patched. `zipwriter` does the latter with a
-file, so that the envelopes in the store have no data descriptors, which some readers of stored members refuse.
+one that is streamed they come later: as a data descriptor when the output is a pure stream (APPNOTE §4.4.4, bit 3).
 
-Where even the name of a member depends on members to come, it is written with room for its local header (`begin`,
-`write`, `end`) and named when the name is known (`name`); what the header does not need of the room is a growth hint
-(APPNOTE §4.6.10). The directory lists members in the order in which they were named.
+Where the output can be patched, a member may also be written with room for its local header (`begin`, `write`, `end`)
+and named when its name is known (`name`), which may depend on members to come; what the header does not need of the
+room is a growth hint (APPNOTE §4.6.10). The directory lists members in the order in which they were named. `zipwriter`
+does this with a file, so that the envelopes in the store have no data descriptors, which some readers of stored members
+refuse.
 
 Same calls, same bytes: names, order, time and contents decide everything. ZIP64 fields appear where a value needs
 them and nowhere else, except that a streamed member of unknown size reserves them.
@@ -38,9 +38,9 @@ __all__ = ["Buffer", "Compression", "Member", "UnnamedMember", "ZipFormatError",
 
 Buffer = bytes | bytearray | memoryview
 
-CHUNK_BYTES = 512 * 1024
-"""How much of a file is read at a time: large enough for few system calls, small enough to stay in the cache between
-reading, hashing and writing. A file of up to this size becomes a member with a complete local header at once."""
+CHUNK_BYTES = 640 * 1024
+"""How much of a file is read at a time: a CT image of 512 x 512 in one piece, and little enough to stay in the cache
+between reading, hashing and writing."""
 
 DEFLATE_LEVEL = 6
 ZSTANDARD_LEVEL = 3
@@ -156,7 +156,7 @@ class ZipStream:
     compression: of every member. DICOM pixel data of compressed syntaxes gains nothing; stored is the default.
     modified: the time of every member, to two seconds (MS-DOS); 1980-01-01, the earliest there is, when not given.
     hashing: compute SHA-256 of every member.
-    patchable: the output can be written over; see `patch`.
+    patchable: the output can be written over, which members that are named later need.
     """
 
     def __init__(
@@ -170,8 +170,6 @@ class ZipStream:
         self.members: list[Member] = []
         self.offset_bytes = 0
         """How many bytes have been handed out."""
-        self.patch: tuple[int, bytes] | None = None
-        """After a streamed member of a patchable archive: the place and the bytes of its final local header."""
         self._compression = compression
         self._hashing = hashing
         self._patchable = patchable
@@ -201,7 +199,7 @@ class ZipStream:
     def stream(
         self, name: str, chunks: Iterable[Buffer], *, size_bytes: int | None = None
     ) -> Iterator[Buffer]:
-        """Add a member that arrives in chunks; yields its header, data and, unless patchable, its descriptor.
+        """Add a member that arrives in chunks; yields its header, data and descriptor.
 
         chunks: each is used before the next is asked for; stored chunks are yielded as they are, not copied.
         size_bytes: how much will come, when known. More or less than that raises ZipFormatError, after which the
@@ -211,7 +209,7 @@ class ZipStream:
         stored = self._compression is Compression.STORED
         limit = zf.MAXIMUM_32 if stored else zf.MAXIMUM_32 - _COMPRESSION_SLACK
         zip64 = size_bytes is None or size_bytes >= limit
-        header = self._header(name, zip64=zip64, descriptor=not self._patchable)
+        header = self._header(name, zip64=zip64, descriptor=True)
         encoded = header.encode(0, 0, 0)
         yield encoded
         content = self._content(size_bytes)
@@ -225,16 +223,10 @@ class ZipStream:
         size, compressed_size = content.size_bytes, content.compressed_size_bytes
         if size_bytes is not None and size != size_bytes:
             raise ZipFormatError(f"member {name!r}: {size_bytes} bytes were announced, {size} came")
-        total = len(encoded) + compressed_size
-        patch = None
-        if self._patchable:
-            patch = (self.offset_bytes, header.encode(content.crc32, compressed_size, size))
-        else:
-            descriptor = header.descriptor(content.crc32, compressed_size, size)
-            total += len(descriptor)
-            yield descriptor
+        descriptor = header.descriptor(content.crc32, compressed_size, size)
+        yield descriptor
+        total = len(encoded) + compressed_size + len(descriptor)
         self._complete(name, header, total, content.crc32, compressed_size, size, content.sha256)
-        self.patch = patch
 
     def begin(self, *, longest_name_bytes: int) -> bytes:
         """Begin a member of a patchable archive whose size and name come later; return room for its header.
@@ -245,7 +237,6 @@ class ZipStream:
             raise ZipFormatError("an archive that cannot be patched has no members without a name")
         if self._state != "ready":
             raise ZipFormatError(f"a member cannot be begun: {self._state}")
-        self.patch = None
         self._state = "a member without a name is incomplete"
         self._room = bytes(zf.LOCAL.size + longest_name_bytes + _ZIP64_LOCAL_BYTES + zf.GROWTH_HINT.size)
         self._unnamed_content = self._content(None)
@@ -325,7 +316,6 @@ class ZipStream:
             problem = "is already in the archive"
         if problem is not None:
             raise ZipFormatError(f"member name {name!r} {problem}")
-        self.patch = None
         self._state = f"member {name!r} is incomplete"
 
     def _header(self, name: str, *, zip64: bool, descriptor: bool) -> _LocalHeader:

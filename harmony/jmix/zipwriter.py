@@ -1,19 +1,20 @@
 """Write a ZIP archive to a file, with complete local headers throughout.
 
-The bytes are those of `zipstream`; here they get into a file, where what was streamed is patched when it is through:
-no data descriptors. Blocking; called by `envelope` and `packer` in worker threads.
+The bytes are those of `zipstream`; here they get into a file, where room is left for the local headers of what was
+streamed, and filled when they are known: no data descriptors. Blocking; called by `envelope` and `packer` in worker
+threads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from harmony.jmix.zipformat import Compression, Member
+from harmony.jmix.zipformat import Compression, Member, ZipFormatError
 from harmony.jmix.zipstream import CHUNK_BYTES, Buffer, UnnamedMember, ZipStream
 
 __all__ = ["ZipFileWriter"]
@@ -36,7 +37,8 @@ class ZipFileWriter:
     ) -> None:
         self.stream = ZipStream(compression=compression, modified=modified, hashing=hashing, patchable=True)
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._chunk = bytearray()
+        self._chunk: memoryview | None = None
+        self._room = b""  # of a member that was begun, to be written with its first bytes
 
     def __enter__(self) -> Self:
         return self
@@ -51,37 +53,50 @@ class ZipFileWriter:
         self._write(self.stream.add(name, data))
         return self.stream.members[-1]
 
-    def add_file(self, name: str, path: Path) -> Member:
-        """Add the contents of a file, read once, in chunks. It must not change meanwhile."""
+    def add_file(
+        self,
+        path: Path,
+        *,
+        longest_name_bytes: int,
+        look: Callable[[memoryview], bool] | None = None,
+        buffer: memoryview | None = None,
+    ) -> UnnamedMember:
+        """Add the contents of a file, read once, as a member to be named later. It must not change meanwhile.
+
+        look: is shown the beginning, chunk by chunk, until it returns True.
+        buffer: to read into, CHUNK_BYTES or more; given by who adds many files to many archives.
+        """
+        if buffer is None:
+            self._chunk = buffer = self._chunk or memoryview(bytearray(CHUNK_BYTES))
         with open(path, "rb", buffering=0) as source:
-            size_bytes = os.fstat(source.fileno()).st_size
-            if size_bytes <= CHUNK_BYTES:
-                data = source.read(size_bytes + 1)
-                if len(data) == size_bytes:
-                    return self.add(name, data)
-                source.seek(0)  # a short read or a file that grew: the slow way finds out which
-            if not self._chunk:
-                self._chunk = bytearray(CHUNK_BYTES)
-            with memoryview(self._chunk) as view:
-                for buffer in self.stream.stream(name, _chunks(source.readinto, view), size_bytes=size_bytes):
-                    self._write((buffer,))
-        if self.stream.patch is not None:
-            offset, header = self.stream.patch
-            os.pwrite(self._file.fileno(), header, offset)
-        return self.stream.members[-1]
+            announced = os.fstat(source.fileno()).st_size
+            self.begin(longest_name_bytes=longest_name_bytes)
+            done = look is None
+            while count := source.readinto(buffer):
+                chunk = buffer[:count]
+                if not done and look is not None:
+                    done = look(chunk)
+                self.write(chunk)
+        member = self.end()
+        if member.size_bytes != announced:
+            raise ZipFormatError(f"a file of {announced} bytes had {member.size_bytes} when it was read")
+        return member
 
     def begin(self, *, longest_name_bytes: int) -> None:
         """Begin a member whose size and name come later."""
-        self._write((self.stream.begin(longest_name_bytes=longest_name_bytes),))
+        self._room = self.stream.begin(longest_name_bytes=longest_name_bytes)
 
     def write(self, chunk: Buffer) -> None:
         """Add to the member that was begun. Keeps no reference."""
-        self._write((self.stream.write(chunk),))
+        room, self._room = self._room, b""
+        out = self.stream.write(chunk)
+        self._write((room, out) if room else (out,))
 
     def end(self) -> UnnamedMember:
         """End the member that was begun."""
         rest, member = self.stream.end()
-        self._write((rest,))
+        self._write((self._room, rest))
+        self._room = b""
         return member
 
     def name(self, unnamed: UnnamedMember, name: str) -> Member:
@@ -114,13 +129,3 @@ class ZipFileWriter:
             rest = memoryview(buffer)
             while rest:
                 rest = rest[os.write(fd, rest) :]
-
-
-class _ReadInto(Protocol):
-    def __call__(self, buffer: memoryview, /) -> int | None: ...
-
-
-def _chunks(readinto: _ReadInto, view: memoryview) -> Iterator[memoryview]:
-    """Yield views of one reused buffer: fresh memory for every chunk costs more than hashing it."""
-    while count := readinto(view):
-        yield view[:count]

@@ -19,13 +19,14 @@ import pytest
 from harmony.jmix.envelope import (
     Compression,
     Entity,
+    EnvelopeFile,
     EnvelopePlan,
     EnvelopeSummary,
     Parties,
     Profile,
     build_envelope,
 )
-from harmony.jmix.header import decode_text, read_header
+from harmony.jmix.header import HeaderReader, InstanceHeader, decode_text
 from harmony.jmix.reader import check_envelope
 
 ENVELOPE_ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -281,6 +282,44 @@ def test_same_plan_gives_the_same_bytes(build: Build, make_object) -> None:
     assert build(objects).path.read_bytes() == first
 
 
+@pytest.fixture
+def begin(tmp_path: Path) -> Callable[..., EnvelopeFile]:
+    def begin(objects: list[Any], **options: Any) -> EnvelopeFile:
+        options = {"profile": Profile.HARMONY, "compression": Compression.STORED} | options
+        begun = EnvelopeFile(
+            EnvelopePlan(ENVELOPE_ID, CREATED),
+            tmp_path / "begun.tmp",
+            skip_hashing=False,
+            skip_listing=False,
+            fsync=False,
+            **options,
+        )
+        for each in objects:
+            begun.add_file(each)
+        return begun
+
+    return begin
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_begun_earlier_gives_the_same_bytes(build: Build, begin, make_object, tmp_path: Path, count) -> None:
+    objects = [make_object(f"1.{number}", InstanceNumber=9 - number, **CT) for number in range(3)]
+    at_once = build(objects).path.read_bytes()
+    summary = build(objects, begun=begin(objects[:count]))
+    assert (summary.path.read_bytes(), summary.instance_count) == (at_once, 3)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_was_begun_with_something_else_does_not_count(
+    build: Build, begin, make_object, tmp_path: Path
+) -> None:
+    one, two, three = (make_object(f"1.{number}") for number in range(3))
+    at_once = build([one, three]).path.read_bytes()
+    for begun in ([two], [three], [one, two], [one, three, two], [replace(one, series_instance_uid="1.9")]):
+        assert build([one, three], begun=begin(begun)).path.read_bytes() == at_once
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_missing_file_leaves_nothing_behind(build: Build, make_object, tmp_path: Path) -> None:
     one, two = make_object("1.1"), make_object("1.2")
     summary = build([one])
@@ -315,6 +354,12 @@ def test_object_that_is_no_dicom_still_gets_into_its_envelope(build: Build, make
 
 
 # The header
+
+
+def read_header(path: str, transfer_syntax_uid: str) -> InstanceHeader:
+    reader = HeaderReader(transfer_syntax_uid)
+    reader.feed(memoryview(Path(path).read_bytes()))
+    return reader.header()
 
 
 @pytest.mark.parametrize(

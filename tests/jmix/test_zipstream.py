@@ -78,16 +78,6 @@ def test_streamed_member_of_unknown_size_reserves_zip64() -> None:
     )
 
 
-def test_patched_member_equals_one_that_was_at_hand(tmp_path: Path) -> None:
-    stream = ZipStream(modified=datetime(2024, 1, 15, 10, 20, 30), patchable=True)
-    data = bytearray(b"".join(bytes(part) for part in stream.stream("a.txt", [b"h", b"i"], size_bytes=2)))
-    assert stream.patch is not None
-    offset, header = stream.patch
-    data[offset : offset + len(header)] = header
-    assert bytes(data) == LOCAL_HI
-    assert bytes(data) + b"".join(stream.finish()) == TINY
-
-
 def test_member_that_is_named_last_has_a_growth_hint() -> None:
     """Room for nine characters, of which five are used, and for a ZIP64 field, which is not needed."""
     stream = ZipStream(modified=datetime(2024, 1, 15, 10, 20, 30), patchable=True)
@@ -367,7 +357,7 @@ def test_files_around_the_chunk_size(data: st.DataObject, compression: Compressi
         source, target = Path(folder, "source"), Path(folder, "out.zip")
         source.write_bytes(content)
         with ZipFileWriter(target, compression=compression) as writer:
-            member = writer.add_file("f", source)
+            member = writer.name(writer.add_file(source, longest_name_bytes=10), "f")
             writer.add("last", b"x")
             assert writer.finish() == target.stat().st_size
         raw = target.read_bytes()
@@ -384,10 +374,41 @@ def test_identical_calls_make_identical_files(tmp_path: Path) -> None:
     source.write_bytes(os.urandom(CHUNK_BYTES + 17))
     for name in ("one.zip", "two.zip"):
         with ZipFileWriter(tmp_path / name, modified=datetime(2024, 1, 15, tzinfo=UTC)) as writer:
-            writer.add_file("a", source)
+            writer.name(writer.add_file(source, longest_name_bytes=10), "a")
             writer.add("b", b"b")
             writer.finish(fsync=True)
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+def test_file_that_changes_while_it_is_read_spoils_the_archive(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"short")
+
+    def grow(chunk: memoryview) -> bool:
+        with open(source, "ab") as file:
+            file.write(b"er no more")
+        return True
+
+    with (
+        ZipFileWriter(tmp_path / "out.zip") as writer,
+        pytest.raises(ZipFormatError, match="a file of 5 bytes had 15 when it was read"),
+    ):
+        writer.add_file(source, longest_name_bytes=10, look=grow)
+
+
+def test_beginning_of_a_file_is_shown_until_enough_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"0123456789")
+    shown = []
+
+    def look(chunk: memoryview) -> bool:
+        shown.append(bytes(chunk))
+        return len(shown) == 2
+
+    with ZipFileWriter(tmp_path / "out.zip") as writer:
+        member = writer.add_file(source, longest_name_bytes=10, look=look, buffer=memoryview(bytearray(4)))
+    assert shown == [b"0123", b"4567"]
+    assert (member.size_bytes, member.sha256) == (10, hashlib.sha256(b"0123456789").hexdigest())
 
 
 def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
@@ -405,7 +426,7 @@ def test_info_zip_accepts_the_archive(tmp_path: Path, compression: Compression) 
     source.write_bytes(bytes(CHUNK_BYTES + 1000))
     with ZipFileWriter(tmp_path / "file.zip", compression=compression) as writer:
         writer.add("manifest.json", b"{}")
-        writer.add_file("payload/series_1/image_001.dcm", source)
+        writer.name(writer.add_file(source, longest_name_bytes=96), "payload/series_1/image_001.dcm")
         for name in ("payload/series_1/image_002.dcm", "b"):
             writer.begin(longest_name_bytes=96)
             writer.write(b"one")
@@ -459,21 +480,19 @@ def test_members_beyond_four_gibibytes(tmp_path: Path) -> None:
         def __len__(self) -> int:
             return size - 1
 
-    stream = ZipStream(hashing=False, patchable=True)
+    stream = ZipStream(hashing=False)
     parts = stream.stream("big", [b"x"], size_bytes=size)
     header = bytes(next(parts))
     assert header == bytes.fromhex(
-        "504b0304 2d00 0008 0000 0000 2100 00000000 ffffffff ffffffff 0300 1400 626967"
+        "504b0304 2d00 0808 0000 0000 2100 00000000 ffffffff ffffffff 0300 1400 626967"
         "0100 1000 0000000000000000 0000000000000000"
     )
-    stream = ZipStream(hashing=False, patchable=True)
-    for _ in stream.stream("big", [b"x", Hole()], size_bytes=size):
-        pass
-    assert stream.patch is not None
-    assert stream.patch[1][-20:] == bytes.fromhex("0100 1000 0000000001000000 0000000001000000")
+    stream = ZipStream(hashing=False)
+    *_, descriptor = stream.stream("big", [b"x", Hole()], size_bytes=size)
+    assert descriptor == bytes.fromhex("504b0708 8316dc8c 0000000001000000 0000000001000000")
     stream.add("after", b"y")
     directory = b"".join(stream.finish())
-    offset = size + len(header)
+    offset = size + len(header) + len(descriptor)
     big, after = directory.split(b"PK\x01\x02")[1:3]
     assert big[16:26] == b"\xff\xff\xff\xff\xff\xff\xff\xff\x03\x00"
     assert big[42:] == b"big" + bytes.fromhex("0100 1000 0000000001000000 0000000001000000")
@@ -512,7 +531,7 @@ def test_sparse_file_beyond_four_gibibytes(tmp_path: Path) -> None:
     with open(source, "wb") as file:
         file.truncate(0x1_0000_0001)
     with ZipFileWriter(tmp_path / "big.zip", hashing=False) as writer:
-        writer.add_file("big", source)
+        writer.name(writer.add_file(source, longest_name_bytes=10), "big")
         writer.begin(longest_name_bytes=10)
         for _ in range(0x1001):
             writer.write(bytes(0x10_0000))
