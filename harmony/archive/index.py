@@ -35,6 +35,7 @@ __all__ = [
     "IndexedInstance",
     "Level",
     "StoredInstance",
+    "TookTooLong",
     "UniqueKeys",
 ]
 
@@ -49,6 +50,10 @@ class IndexInUse(ArchiveIndexError):
 
 class IndexDamaged(ArchiveIndexError):
     """The index cannot be read. It is made again from the files when it is opened the next time."""
+
+
+class TookTooLong(ArchiveIndexError):
+    """The answer was wanted within a time and is not there; who can wait may ask again."""
 
 
 class IndexState(Enum):
@@ -144,21 +149,31 @@ class Index(Protocol):
         """Tell whether a path is in."""
 
     def query(
-        self, level: Level, matcher: Matcher, *, limit: int | None = None, offset: int = 0
+        self,
+        level: Level,
+        matcher: Matcher,
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        within_s: float | None = None,
     ) -> Iterator[Entity]:
         """Yield the entities of a level that match, in an order that stays while the archive stays.
 
-        Read a page at a time, so what changes meanwhile may or may not be seen. Studies come newest first.
+        Read a page at a time, so what changes meanwhile may or may not be seen. Studies come newest first. within_s:
+        of computing; raise TookTooLong when that is over, and rather than wait for anybody.
         """
 
-    def instances(self, keys: UniqueKeys) -> Iterator[StoredInstance]:
-        """Yield the instances to retrieve, series by series."""
+    def instances(self, keys: UniqueKeys, *, within_s: float | None = None) -> Iterator[StoredInstance]:
+        """Yield the instances to retrieve, series by series. within_s: as in `query`."""
 
     def count(self, keys: UniqueKeys) -> int:
         """Return how many instances `instances` would yield."""
 
-    def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
-        """Yield instances with the header of each as it is stored, but for references to bulk data."""
+    def headers(
+        self, keys: UniqueKeys, *, within_s: float | None = None
+    ) -> Iterator[tuple[StoredInstance, Entity]]:
+        """Yield instances with the header of each as it is stored, but for references to bulk data. within_s: as in
+        `query`."""
 
     def encoded_headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, bytes]]:
         """Yield the headers, references included, as JSON without white space: decoding takes many times longer than

@@ -13,7 +13,7 @@ After a crash of the program the log says what to index; after one of the machin
 file is compared with the index by size and time; an index that is missing, damaged or of another version is made
 again from the files. All of this happens in `open`, before the first answer.
 
-Everything but `append`, `stored` and `stream` blocks. Called by the gateway, and by `harmony index rebuild`.
+Everything but `append`, `stored`, `at_once` and `stream` blocks. Called by the gateway, and by `harmony index rebuild`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from harmony.archive import comparison
+from harmony.archive.at_once import AtOnce
 from harmony.archive.comparison import Progress, Report, compare, index_paths
 from harmony.archive.index import (
     ArchiveIndexError,
@@ -37,6 +38,7 @@ from harmony.archive.index import (
     IndexState,
     Level,
     StoredInstance,
+    TookTooLong,
     UniqueKeys,
 )
 from harmony.archive.matching import Matcher
@@ -49,6 +51,8 @@ from harmony.dicom.json_model import vr_of
 __all__ = ["ArchiveIndex", "Progress", "Report", "rebuild", "stream"]
 
 logger = logging.getLogger("harmony.archive")
+
+T = TypeVar("T")
 
 BATCH = 128
 """Objects per transaction: committing costs about as much as indexing three."""
@@ -109,6 +113,7 @@ class ArchiveIndex:
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._stale_mark = 0
+        self._at_once = AtOnce()
 
     def __repr__(self) -> str:
         return f"<ArchiveIndex {self.directory} {self._queued - self._done} waiting>"
@@ -210,24 +215,40 @@ class ArchiveIndex:
             finally:
                 self._waiting -= 1
 
-    def _current(self) -> Index:
-        self.flush()
+    def _current(self, within_s: float | None = None) -> Index:
+        if within_s is None:
+            self.flush()
+        elif self._done < self._queued:
+            raise TookTooLong(f"{self._queued - self._done} objects are not indexed yet")
         index = self._index
         if index is None:
             raise ArchiveIndexError("the index is closed")
         return index
 
+    def at_once(self, ask: Callable[[float], Iterator[T]]) -> list[T] | None:
+        """In the event loop: all that `ask(within_s)` yields, None when that is not to be had in a moment."""
+        return self._at_once.answers(ask)
+
     def query(
-        self, level: Level, matcher: Matcher, *, limit: int | None = None, offset: int = 0
+        self,
+        level: Level,
+        matcher: Matcher,
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        within_s: float | None = None,
     ) -> Iterator[Entity]:
         """Yield what matches, see `Index.query`; all that was acknowledged before is found."""
-        return self._current().query(level, matcher, limit=limit, offset=offset)
+        index = self._current(within_s)
+        return index.query(level, matcher, limit=limit, offset=offset, within_s=within_s)
 
-    def instances(self, keys: UniqueKeys) -> Iterator[StoredInstance]:
-        return self._current().instances(keys)
+    def instances(self, keys: UniqueKeys, *, within_s: float | None = None) -> Iterator[StoredInstance]:
+        return self._current(within_s).instances(keys, within_s=within_s)
 
-    def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
-        return self._current().headers(keys)
+    def headers(
+        self, keys: UniqueKeys, *, within_s: float | None = None
+    ) -> Iterator[tuple[StoredInstance, Entity]]:
+        return self._current(within_s).headers(keys, within_s=within_s)
 
     def encoded_headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, bytes]]:
         return self._current().encoded_headers(keys)

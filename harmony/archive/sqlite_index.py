@@ -19,9 +19,11 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
+from time import thread_time
+from typing import TypeVar
 
 from harmony.archive.header_compression import HeaderDamaged, HeaderDecompressor
 from harmony.archive.index import (
@@ -34,6 +36,7 @@ from harmony.archive.index import (
     IndexState,
     Level,
     StoredInstance,
+    TookTooLong,
     UniqueKeys,
 )
 from harmony.archive.matching import Matcher
@@ -65,8 +68,12 @@ __all__ = ["SQLiteIndex"]
 
 logger = logging.getLogger("harmony.archive")
 
+T = TypeVar("T")
+
 PAGES = (16, 64, 256, 1024)
 """Rows read at a time: a first answer soon, and few statements for many."""
+STEPS = 1000
+"""Of SQLite's machine, some 30 us, after which a search that may not take long looks at the clock."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _DATABASE, _LOCK, _DAMAGED = "index.sqlite", "lock", "damaged"
@@ -207,6 +214,8 @@ class SQLiteIndex:
             raise IndexDamaged(str(error)) from error
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_INTERRUPT:
+                raise TookTooLong("the search took too long") from error
             if code in _CORRUPT:
                 self._mark_damaged()
                 raise IndexDamaged(f"{self._path}: {error}") from error
@@ -255,15 +264,31 @@ class SQLiteIndex:
 
     # Reading
 
+    def _lend(self, given: _Reader | None) -> contextlib.AbstractContextManager[_Reader]:
+        """The reader that is given, or one from the pool."""
+        return self._reader() if given is None else contextlib.nullcontext(given)
+
+    def _hastily(self, within_s: float, ask: Callable[[_Reader], Iterator[T]]) -> Iterator[T]:
+        """What somebody finds over one connection, which says TookTooLong when this thread has computed for so long."""
+        deadline = thread_time() + within_s
+        with self._reader(may_open=False) as reader:
+            reader.database.set_progress_handler(lambda: thread_time() > deadline, STEPS)
+            try:
+                yield from ask(reader)
+            finally:
+                reader.database.set_progress_handler(None, 0)
+
     @contextlib.contextmanager
-    def _reader(self) -> Iterator[_Reader]:
-        """Take a connection from the pool, for one page."""
+    def _reader(self, *, may_open: bool = True) -> Iterator[_Reader]:
+        """Take a connection from the pool, for one page. may_open: otherwise TookTooLong when the pool is empty."""
         with self._reader_lock:
             if self._closed:
                 raise ArchiveIndexError("the index is closed")
             reader = self._readers.pop() if self._readers else None
         with self._translated():
             if reader is None:
+                if not may_open:
+                    raise TookTooLong("no connection is open")
                 reader = _Reader(self._path)
             try:
                 yield reader
@@ -275,7 +300,13 @@ class SQLiteIndex:
                         self._readers.append(reader)
 
     def _rows(
-        self, table: Table, conditions: list[Condition], *, parent: int | None = None, exact: bool = False
+        self,
+        table: Table,
+        conditions: list[Condition],
+        *,
+        parent: int | None = None,
+        exact: bool = False,
+        given: _Reader | None = None,
     ) -> Iterator[Row]:
         """Yield rows of a table, page by page."""
         width = len(table.order)
@@ -283,7 +314,7 @@ class SQLiteIndex:
             place: Parameters | None = None
             for size in chain(PAGES, repeat(PAGES[-1])):
                 sql = table.page(where, after=place, rows=size)
-                with self._reader() as reader:
+                with self._lend(given) as reader:
                     rows = reader.database.execute(sql, (*parameters, *(place or ()))).fetchall()
                 yield from rows
                 if len(rows) < size:
@@ -291,48 +322,60 @@ class SQLiteIndex:
                 place = rows[-1][:width]
 
     def query(
-        self, level: Level, matcher: Matcher, *, limit: int | None = None, offset: int = 0
+        self,
+        level: Level,
+        matcher: Matcher,
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        within_s: float | None = None,
     ) -> Iterator[Entity]:
-        return islice(self._answers(level, matcher), offset, None if limit is None else offset + limit)
+        if within_s is None:
+            answers = self._answers(level, matcher)
+        else:
+            answers = self._hastily(within_s, lambda reader: self._answers(level, matcher, reader))
+        return islice(answers, offset, None if limit is None else offset + limit)
 
-    def _answers(self, level: Level, matcher: Matcher) -> Iterator[Entity]:
-        for found in self._found(level, matcher):
+    def _answers(self, level: Level, matcher: Matcher, given: _Reader | None = None) -> Iterator[Entity]:
+        for found in self._found(level, matcher, given):
             answer: Found | None = found
             if not matcher.matches(found.entity):
                 continue
-            if self._verify_files and not self._file_exists(found):
+            if self._verify_files and not self._file_exists(found, given):
+                if given is not None:
+                    raise TookTooLong("files have vanished")
                 answer = self._without_vanished(found)
                 if answer is None or not matcher.matches(answer.entity):
                     continue
             assert answer is not None
             yield dict(sorted(answer.entity.items()))
 
-    def _found(self, level: Level, matcher: Matcher) -> Iterator[Found]:
+    def _found(self, level: Level, matcher: Matcher, given: _Reader | None) -> Iterator[Found]:
         """Yield everything of a level that may match."""
         if level is Level.PATIENT:
-            for row in self._rows(PATIENT, conditions_of(matcher, PATIENT, level)):
+            for row in self._rows(PATIENT, conditions_of(matcher, PATIENT, level), given=given):
                 yield patient_of(row)
             return
         series_conditions = conditions_of(matcher, SERIES, level)
         instance_conditions = conditions_of(matcher, INSTANCE, level)
-        for study_row in self._rows(STUDY, conditions_of(matcher, STUDY, level)):
+        for study_row in self._rows(STUDY, conditions_of(matcher, STUDY, level), given=given):
             study = study_of(study_row)
             if level is Level.STUDY:
                 yield study
                 continue
-            for series_row in self._rows(SERIES, series_conditions, parent=study.id):
+            for series_row in self._rows(SERIES, series_conditions, parent=study.id, given=given):
                 series = series_of(series_row, study)
                 if level is Level.SERIES:
                     yield series
                     continue
-                for row in self._rows(INSTANCE, instance_conditions, parent=series.id):
-                    header = self._header(series.id, row)
+                for row in self._rows(INSTANCE, instance_conditions, parent=series.id, given=given):
+                    header = self._header(series.id, row, given)
                     if header is not None:
                         yield instance_of(row, header, study, series)
 
-    def _header(self, series: int, row: Row) -> Entity | None:
+    def _header(self, series: int, row: Row, given: _Reader | None) -> Entity | None:
         """Decompress the header in a row of INSTANCE; None when its series was removed meanwhile."""
-        with self._reader() as reader:
+        with self._lend(given) as reader:
             try:
                 return reader.headers.decompress(series, row[-1])
             except _SeriesGone:
@@ -351,12 +394,26 @@ class SQLiteIndex:
             for instance, name, size_bytes, received_ns in rows:
                 yield path_of(study, uid, instance, name), size_bytes, received_ns
 
-    def instances(self, keys: UniqueKeys) -> Iterator[StoredInstance]:
-        return (instance for instance, _, _ in self._instances(keys))
+    def instances(self, keys: UniqueKeys, *, within_s: float | None = None) -> Iterator[StoredInstance]:
+        if within_s is None:
+            return (instance for instance, _, _ in self._instances(keys))
+        return (
+            instance
+            for instance, _, _ in self._hastily(within_s, lambda reader: self._instances(keys, reader))
+        )
 
-    def headers(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, Entity]]:
-        for instance, series, row in self._instances(keys):
-            header = self._header(series, row)
+    def headers(
+        self, keys: UniqueKeys, *, within_s: float | None = None
+    ) -> Iterator[tuple[StoredInstance, Entity]]:
+        if within_s is None:
+            return self._headers(keys)
+        return self._hastily(within_s, lambda reader: self._headers(keys, reader))
+
+    def _headers(
+        self, keys: UniqueKeys, given: _Reader | None = None
+    ) -> Iterator[tuple[StoredInstance, Entity]]:
+        for instance, series, row in self._instances(keys, given):
+            header = self._header(series, row, given)
             if header is not None:
                 yield instance, header
 
@@ -369,17 +426,25 @@ class SQLiteIndex:
                     continue
             yield instance, encoded
 
-    def _instances(self, keys: UniqueKeys) -> Iterator[tuple[StoredInstance, int, Row]]:
+    def _instances(
+        self, keys: UniqueKeys, given: _Reader | None = None
+    ) -> Iterator[tuple[StoredInstance, int, Row]]:
         """Yield what is to be retrieved, with the id of its series and its row of INSTANCE."""
         vanished: list[str] = []
         try:
-            for study_row in self._rows(STUDY, unique(keys, STUDY), exact=True):
+            for study_row in self._rows(STUDY, unique(keys, STUDY), exact=True, given=given):
                 study = study_of(study_row)
-                for series_row in self._rows(SERIES, unique(keys, SERIES), parent=study.id, exact=True):
+                for series_row in self._rows(
+                    SERIES, unique(keys, SERIES), parent=study.id, exact=True, given=given
+                ):
                     series = series_of(series_row, study)
-                    for row in self._rows(INSTANCE, unique(keys, INSTANCE), parent=series.id, exact=True):
+                    for row in self._rows(
+                        INSTANCE, unique(keys, INSTANCE), parent=series.id, exact=True, given=given
+                    ):
                         instance = stored_instance(row, self._root, study.uid, series.uid)
                         if self._verify_files and not os.path.lexists(instance.path):
+                            if given is not None:
+                                raise TookTooLong("files have vanished")
                             vanished.append(instance.path[len(self._root) + 1 :])
                         else:
                             yield instance, series.id, row
@@ -404,10 +469,10 @@ class SQLiteIndex:
 
     # Files that are gone
 
-    def _file_exists(self, found: Found) -> bool:
+    def _file_exists(self, found: Found, given: _Reader | None = None) -> bool:
         if found.path:
             return os.path.lexists(f"{self._root}/{found.path}")
-        with self._reader() as reader:
+        with self._lend(given) as reader:
             row = reader.database.execute(_PATH_OF, (found.representative,)).fetchone()
         return row is not None and os.path.lexists(f"{self._root}/{path_of(*row)}")
 

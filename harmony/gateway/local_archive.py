@@ -150,7 +150,18 @@ class LocalArchive:
         index = self._index()
         matcher = compile_query(query.identifier, query.matching)
         projection = Projection(matcher, level=query.level.value, patient_root=query.patient_root)
-        answers = stream(lambda: index.query(query.level, matcher, limit=query.limit, offset=query.offset))
+
+        def ask(within_s: float | None = None) -> Iterator[Model]:
+            return index.query(
+                query.level, matcher, limit=query.limit, offset=query.offset, within_s=within_s
+            )
+
+        found = index.at_once(ask)
+        if found is not None:
+            for entity in found:
+                yield entity if query.all_attributes else projection.project(entity)
+            return
+        answers = stream(ask)
         try:
             async for entity in answers:
                 yield entity if query.all_attributes else projection.project(entity)
@@ -159,8 +170,12 @@ class LocalArchive:
 
     async def retrieve(self, retrieve: Retrieve) -> Selection:
         """Instances come as they are stored, whatever `retrieve.accepted` says."""
-        index = self._index()
-        listed, uids, pairs, total = await asyncio.to_thread(_survey, index, retrieve.keys)
+        index, keys = self._index(), retrieve.keys
+        few = index.at_once(lambda within_s: index.instances(keys, within_s=within_s))
+        if few is not None:
+            listed, uids, pairs, total = _survey(iter(few))
+        else:
+            listed, uids, pairs, total = await asyncio.to_thread(lambda: _survey(index.instances(keys)))
         return Selection(
             _instances(index, retrieve.keys, listed),
             sop_instance_uids=uids,
@@ -180,8 +195,11 @@ class LocalArchive:
             await answers.aclose()
 
     async def locate(self, retrieve: Retrieve) -> tuple[StoredInstance, Model] | None:
-        index = self._index()
-        return await asyncio.to_thread(lambda: next(index.headers(retrieve.keys), None))
+        index, keys = self._index(), retrieve.keys
+        found = index.at_once(lambda within_s: islice(index.headers(keys, within_s=within_s), 1))
+        if found is not None:
+            return found[0] if found else None
+        return await asyncio.to_thread(lambda: next(index.headers(keys), None))
 
     async def version(self, retrieve: Retrieve) -> str | None:
         """Of files: a replaced one is another inode, with another time. None for more than `LISTED_UIDS` of them."""
@@ -205,11 +223,10 @@ def _both(
 
 
 def _survey(
-    index: ArchiveIndex, keys: UniqueKeys
+    found: Iterator[StoredInstance],
 ) -> tuple[list[StoredInstance] | None, list[str] | None, list[tuple[str, str]], int]:
-    """Blocking: the instances when they are few, their UIDs unless they are very many, the pairs of SOP class and
-    transfer syntax, and the number."""
-    found: Iterator[StoredInstance] = index.instances(keys)
+    """Blocking, as what it is given may be: the instances when they are few, their UIDs unless they are very many, the
+    pairs of SOP class and transfer syntax, and the number."""
     first = list(islice(found, LISTED_INSTANCES + 1))
     pairs = {(each.sop_class_uid, each.transfer_syntax_uid): None for each in first}
     uids = [each.sop_instance_uid for each in first]

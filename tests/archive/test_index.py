@@ -22,6 +22,7 @@ from harmony.archive.index import (
     IndexInUse,
     IndexState,
     Level,
+    TookTooLong,
     UniqueKeys,
 )
 from harmony.archive.levels import uid_folder
@@ -692,6 +693,52 @@ def test_an_answer_whose_file_is_gone_is_dropped_and_so_is_its_row(
     for level in Level:
         assert list(index.query(level, EVERYTHING)) == []
     assert index.counts() == Counts(0, 0, 0, 0)
+
+
+# Within a time
+
+
+def test_the_same_is_found_within_a_time(index: SQLiteIndex) -> None:
+    index.add([instance(f"1.1.1.{n}", series=f"1.1.{n % 3}", received=n) for n in range(60)])
+    keys = UniqueKeys(study_instance_uids=["1.1"])
+    for level in Level:
+        expected = list(index.query(level, EVERYTHING))
+        assert list(index.query(level, EVERYTHING, within_s=30.0)) == expected
+    assert list(index.instances(keys, within_s=30.0)) == list(index.instances(keys))
+    assert list(index.headers(keys, within_s=30.0)) == list(index.headers(keys))
+
+
+def test_a_search_is_broken_off_when_its_time_is_over(index: SQLiteIndex) -> None:
+    index.add([instance(f"1.1.1.{n}", received=n) for n in range(3000)])
+    assert len(list(index.query(Level.IMAGE, EVERYTHING))) == 3000
+    with pytest.raises(TookTooLong):
+        list(index.query(Level.IMAGE, EVERYTHING, within_s=0.0))
+    with pytest.raises(TookTooLong):
+        list(index.instances(UniqueKeys(), within_s=0.0))
+    assert len(list(index.query(Level.IMAGE, EVERYTHING))) == 3000  # its connection can be used again
+
+
+def test_no_connection_is_opened_within_a_time(index: SQLiteIndex) -> None:
+    index.add([instance("1.1.1.1")])
+    with pytest.raises(TookTooLong, match="no connection"):
+        list(index.query(Level.STUDY, EVERYTHING, within_s=30.0))
+
+
+def test_rows_whose_files_are_gone_are_left_to_who_has_time(
+    make_index: Callable[..., SQLiteIndex],
+) -> None:
+    index = make_index(verify_files=True)
+    index.add([instance("1.1.1.1")])
+    index.has("1.1")
+    with pytest.raises(TookTooLong):
+        list(index.query(Level.STUDY, EVERYTHING, within_s=30.0))
+    assert index.counts() == Counts(1, 1, 1, 1)
+    with pytest.raises(TookTooLong, match="vanished"):
+        list(index.query(Level.STUDY, EVERYTHING, within_s=30.0))
+    with pytest.raises(TookTooLong, match="vanished"):
+        list(index.instances(UniqueKeys(), within_s=30.0))
+    assert index.counts() == Counts(1, 1, 1, 1)
+    assert list(index.query(Level.STUDY, EVERYTHING)) == []
 
 
 # Opening, closing, damage

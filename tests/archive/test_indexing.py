@@ -118,6 +118,21 @@ def crash(archive: ArchiveIndex, monkeypatch: pytest.MonkeyPatch) -> None:
 # Read your writes
 
 
+async def test_nobody_waits_in_the_event_loop_for_what_is_not_indexed_yet(
+    files: FileStore, make_archive: Callable[..., ArchiveIndex]
+) -> None:
+    archive = make_archive()
+    assert found(archive) == []  # so that there is a connection
+    archive._closing, thread = True, archive._thread
+    assert thread is not None
+    with archive._changed:
+        archive._changed.notify_all()
+    thread.join()
+    await store(files, archive, "1.1.1.1")
+    assert archive.at_once(lambda within_s: archive.query(Level.IMAGE, EVERYTHING, within_s=within_s)) is None
+    assert archive.at_once(lambda within_s: archive.instances(UniqueKeys(), within_s=within_s)) is None
+
+
 async def test_what_was_acknowledged_is_found_by_the_next_query(
     files: FileStore, make_archive: Callable[..., ArchiveIndex]
 ) -> None:
