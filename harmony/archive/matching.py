@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from harmony.archive.comparable import (
@@ -150,8 +151,8 @@ class _Compiler:
         values = element["Value"]
         if vr == "SQ":
             return self._sequence(tag, values, depth)
-        if vr in BINARY_VRS or tag in NOT_KEYS:
-            return Key(tag, vr, KeyKind.UNIVERSAL), None
+        if vr in BINARY_VRS or tag in NOT_KEYS or not values:
+            return _universal(tag, vr), None
         try:
             texts = [_key_text(vr, value) for value in values]
         except TypeError:
@@ -163,7 +164,7 @@ class _Compiler:
         ):
             raise IdentifierError(tag, Problem.SIZE)
         if not texts or "*" in texts:
-            return Key(tag, vr, KeyKind.UNIVERSAL), None
+            return _universal(tag, vr), None
         if texts == ['""'] and self._options.empty_value_matching:
             empty = format_tag(tag)
             return Key(tag, vr, KeyKind.EMPTY, test=lambda entity: not _values(entity, empty)), None
@@ -379,6 +380,12 @@ class _Compiler:
             return day + time
         offset = _offset_of(entity, self._options.utc_offset_minutes)
         return shifted(day + time, self._offset - offset) or day + time
+
+
+@lru_cache(maxsize=4096)
+def _universal(tag: int, vr: str) -> Key:
+    """Most keys of a query only ask for what is to be returned, and it is the same ones again and again."""
+    return Key(tag, vr, KeyKind.UNIVERSAL)
 
 
 def _are_interval(date: Key, time: Key) -> bool:

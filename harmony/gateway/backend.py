@@ -16,7 +16,7 @@ from typing import Protocol
 
 from harmony.archive.index import StoredInstance, UniqueKeys
 from harmony.archive.levels import Level
-from harmony.archive.matcher import MatchingOptions
+from harmony.archive.matcher import Matcher, MatchingOptions
 from harmony.dicom.json_model import Model
 from harmony.dimse.command import PRIORITY_MEDIUM
 from harmony.dimse.operation import StoreRequest
@@ -45,6 +45,8 @@ class Query:
     """How many matches to pass over, before `limit` begins to count."""
     all_attributes: bool = False
     """Return everything known at the level and those above; of a PACS, what PACS are known to have."""
+    compiled: Matcher | None = field(default=None, compare=False, repr=False)
+    """What `compile_query` made of `identifier` and `matching`, if somebody has needed it already."""
 
 
 @dataclass(frozen=True, slots=True)

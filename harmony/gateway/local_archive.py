@@ -148,7 +148,7 @@ class LocalArchive:
 
     async def query(self, query: Query) -> AsyncGenerator[Model, None]:
         index = self._index()
-        matcher = compile_query(query.identifier, query.matching)
+        matcher = query.compiled or compile_query(query.identifier, query.matching)
         projection = Projection(matcher, level=query.level.value, patient_root=query.patient_root)
 
         def ask(within_s: float | None = None) -> Iterator[Model]:

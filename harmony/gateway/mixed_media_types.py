@@ -10,10 +10,11 @@ Called by `harmony.gateway.dicomweb` for whatever is retrieved.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from harmony.http import HTTPError, Request
-from harmony.http.accept import accepted, parse_accept
+from harmony.http.accept import REMEMBERED_LENGTH, accepted, parse_accept
 from harmony.http.media_type import MediaType
 
 __all__ = ["refuse_mixed_media_types"]
@@ -24,15 +25,23 @@ RENDERED_KINDS: Final = ("image", "video")
 
 def refuse_mixed_media_types(request: Request) -> None:
     """Raises HTTPError 400 for a request that accepts both. `contentType` is the Accept of a WADO-URI."""
-    listed = (accepted(request), ", ".join(request.query.all("contentType")))
-    for value in listed:
-        wanted = [each.media_type for each in parse_accept(value or "") if each.weight]
-        dicom = next(filter(_is_dicom, wanted), None)
-        rendered = next(filter(_is_rendered, wanted), None)
-        if dicom is not None and rendered is not None:
-            raise HTTPError(
-                400, f"{dicom.essence} and {rendered.essence} must not be acceptable at the same time"
-            )
+    for value in (accepted(request), ", ".join(request.query.all("contentType"))):
+        if not value:
+            continue
+        mixed = _remembered(value) if len(value) <= REMEMBERED_LENGTH else _mixed(value)
+        if mixed:
+            raise HTTPError(400, f"{mixed} must not be acceptable at the same time")
+
+
+def _mixed(accept: str) -> str:
+    """The two types, if it has such."""
+    wanted = [each.media_type for each in parse_accept(accept) if each.weight]
+    dicom = next(filter(_is_dicom, wanted), None)
+    rendered = next(filter(_is_rendered, wanted), None)
+    return f"{dicom.essence} and {rendered.essence}" if dicom and rendered else ""
+
+
+_remembered = lru_cache(maxsize=256)(_mixed)
 
 
 def _is_dicom(wanted: MediaType) -> bool:

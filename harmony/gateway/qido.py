@@ -20,6 +20,7 @@ Errors of the backend pass as they are (`harmony.gateway.backend_errors`).
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
@@ -29,7 +30,7 @@ from urllib.parse import quote
 import msgspec
 
 from harmony.archive.levels import Level
-from harmony.dicom.json_model import Model, text_of, vr_of
+from harmony.dicom.json_model import Element, Model, text_of, vr_of
 from harmony.dimse.status import DimseError, Status
 from harmony.gateway.backend import Backend
 from harmony.gateway.pacs_search import search_pacs
@@ -51,6 +52,7 @@ _RETRIEVE_URL: Final = "00081190"
 _OF_MESSAGES: Final = frozenset(("00080005", "00080052", "00080053"))
 """What C-FIND says about its own messages; JSON is UTF-8 (PS3.18 §F.1)."""
 _PATHS: Final = (("studies", 0x0020000D), ("series", 0x0020000E), ("instances", 0x00080018))
+_UNRESERVED: Final = re.compile(r"[0-9A-Za-z.]*")
 _DEPTHS: Final = {Level.STUDY: 1, Level.SERIES: 2, Level.IMAGE: 3}
 
 
@@ -118,11 +120,12 @@ class Qido:
             return self._empty(headers, root, warnings)
         if results.is_cut:
             warnings.append("There are additional results that can be requested with offset.")
-        elif results.may_be_cut:
+        elif not results.is_known:
             warnings.append(
                 f"There are at most {limit} results in this answer; more can be requested with offset."
             )
-        return Response(200, _with_warnings(headers, root, warnings), results)
+        body = results.whole() if results.is_known else results
+        return Response(200, _with_warnings(headers, root, warnings), body)
 
     def _empty(self, headers: Headers, root: str, warnings: list[str]) -> Response:
         headers = _with_warnings(headers, root, warnings)
@@ -150,26 +153,34 @@ class _Answers:
         self._all = search.query.all_attributes
         self._level = search.query.level
         self._always: Model = {tag: {"vr": vr_of(int(tag, 16))} for tag in search.always}
-        self._if_known = frozenset(search.if_known) - set(search.if_present)
-        self._wanted = {*search.always, *search.if_known, *search.if_present} - _OF_MESSAGES
+        if_known = frozenset(search.if_known) - set(search.if_present)
+        wanted = {*search.always, *search.if_known, *search.if_present, _RETRIEVE_URL} - _OF_MESSAGES
+        self._wanted = [(tag, tag in if_known, self._always.get(tag)) for tag in sorted(wanted)]
+        """In the order of the answer: whether to leave it out when it has no value, what stands for it when it is not
+        there."""
         self._root = root
 
     def encode(self, match: Model) -> bytes:
-        answer: Model = dict(self._always)
-        for tag, element in match.items():
-            if self._all and tag not in _OF_MESSAGES:
-                # Bulk data are what /metadata and /bulkdata are for.
-                wanted = "InlineBinary" not in element
-            else:
-                wanted = tag in self._wanted and (tag not in self._if_known or "Value" in element)
-            if wanted:
+        url: Element = {"vr": "UR", "Value": [self._retrieve_url(match)]}
+        answer: Model = {}
+        if self._all:
+            # Bulk data are what /metadata and /bulkdata are for.
+            known = {tag: each for tag, each in match.items() if "InlineBinary" not in each}
+            answer = self._always | known | {_RETRIEVE_URL: url}
+            return msgspec.json.encode({tag: answer[tag] for tag in sorted(answer.keys() - _OF_MESSAGES)})
+        found = match | {_RETRIEVE_URL: url}
+        for tag, only_if_known, blank in self._wanted:
+            element = found.get(tag, blank)
+            if element is not None and not (only_if_known and "Value" not in element):
                 answer[tag] = element
-        answer[_RETRIEVE_URL] = {"vr": "UR", "Value": [self._retrieve_url(match)]}
-        return msgspec.json.encode({tag: answer[tag] for tag in sorted(answer)})
+        return msgspec.json.encode(answer)
 
     def _retrieve_url(self, match: Model) -> str:
-        path = [f"/{name}/{quote(text_of(match, tag), safe='')}" for name, tag in _PATHS]
-        return self._root + "".join(path[: _DEPTHS[self._level]])
+        path = self._root
+        for name, tag in _PATHS[: _DEPTHS[self._level]]:
+            uid = text_of(match, tag)
+            path += f"/{name}/{uid if _UNRESERVED.fullmatch(uid) else quote(uid, safe='')}"
+        return path
 
 
 class _Results:
@@ -200,8 +211,13 @@ class _Results:
         return self._ended and not self._count
 
     @property
-    def may_be_cut(self) -> bool:
-        return not self._ended
+    def is_known(self) -> bool:
+        """All of them have come."""
+        return self._ended
+
+    def whole(self) -> bytes:
+        """The body of an answer that is known, instead of iterating; closed already."""
+        return b"[" + b",".join(self._ahead) + b"]"
 
     async def _next(self) -> bytes | None:
         """The next match, None at the end or at the limit."""

@@ -20,12 +20,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from harmony.archive.comparable import NUMBER_VRS, RANGE_VRS
 from harmony.archive.date_time import utc_offset_minutes
 from harmony.archive.levels import Level, level_of
-from harmony.archive.matcher import IdentifierError, MatchingOptions
+from harmony.archive.matcher import IdentifierError, Matcher, MatchingOptions
 from harmony.archive.matching import MAXIMUM_NESTING, NOT_KEYS, TIMEZONE_OFFSET, compile_query
 from harmony.dicom.json_model import (
     Element,
@@ -112,14 +113,14 @@ class Target:
                 raise HTTPError(400, f"the {name} in the path is no UID: expected digits and dots, up to 64")
         return {tag: uid for tag, (_, uid) in uids.items() if uid is not None}
 
-    def levels(self) -> list[Level]:
+    def levels(self) -> tuple[Level, ...]:
         """Those whose attributes an answer has: that of the entities, and the ones above that the path leaves open."""
         open_above = [
             level
             for level, uid in ((Level.STUDY, self.study_uid), (Level.SERIES, self.series_uid))
             if uid is None and LEVELS.index(level) < LEVELS.index(self.level)
         ]
-        return [*open_above, self.level]
+        return (*open_above, self.level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,33 +289,21 @@ class _Reading:
         )
 
     def search(self, matching: MatchingOptions) -> Search:
-        self._check(matching)
-        levels = self._target.levels()
-        always = dict.fromkeys(tag for level in levels for tag in ALWAYS[level])
-        if_known = dict.fromkeys(tag for level in levels for tag in IF_KNOWN[level])
+        always, if_known, returned = _returned(self._target.levels())
         asked = dict.fromkeys([*self._identifier, *(path[0] for path in self._included)])
+        keys = dict(self._identifier)
         self._return([path for path in self._included if int(path[0], 16) not in _OURS])
-        identifier = self._identifier
-        for tag in (*always, *if_known):
-            if tag not in identifier:
-                identifier[tag] = {"vr": vr_of(int(tag, 16))}
-                if tag == _REQUEST_ATTRIBUTES:
-                    identifier[tag]["Value"] = [dict(_REQUEST_IDS)]
+        identifier = returned | self._identifier
+        compiled = self._checked(keys, identifier, matching)
         query = Query(
             self._target.level,
             {key: identifier[key] for key in sorted(identifier)},
             matching=matching,
             offset=self._numbers.get("offset", 0),
             all_attributes=self._all,
+            compiled=compiled,
         )
-        return Search(
-            query,
-            tuple(always),
-            tuple(asked),
-            tuple(if_known),
-            self._numbers.get("limit"),
-            tuple(self.warnings),
-        )
+        return Search(query, always, tuple(asked), if_known, self._numbers.get("limit"), tuple(self.warnings))
 
     def _return(self, paths: list[list[str]]) -> None:
         """Put what was asked for into the identifier: a whole sequence, or attributes in it."""
@@ -328,21 +317,35 @@ class _Reading:
             else:
                 where.setdefault(path[-1], {"vr": vr_of(int(path[-1], 16))})
 
-    def _check(self, matching: MatchingOptions) -> None:
-        """Refuse values that have no meaning, or no encoding, whatever the backend makes of them."""
+    def _checked(self, keys: Model, identifier: Model, matching: MatchingOptions) -> Matcher:
+        """Refuse values that have no meaning, or no encoding, whatever the backend makes of them. keys: what of the
+        identifier has any."""
         try:
-            compile_query(self._identifier, matching)
-            encode_data_set(self._identifier, EXPLICIT_VR_LITTLE_ENDIAN)
+            compiled = compile_query(identifier, matching)
+            encode_data_set(keys, EXPLICIT_VR_LITTLE_ENDIAN)
         except IdentifierError as error:
             name = shown(self._name_of(format_tag(error.tag)))
             raise HTTPError(400, f"{name}: {error.problem.value}") from error
         except ModelError as error:
             tag = error.key.rpartition(".")[2][:8]
             raise bad_key(self._name_of(tag), f"has a value that is no {vr_of(int(tag, 16))}") from error
+        return compiled
 
     def _name_of(self, tag: str) -> str:
         """How an attribute was spelled, wherever it is."""
         return next((name for path, name in self._names.items() if tag in path.split(".")), tag)
+
+
+@cache
+def _returned(levels: tuple[Level, ...]) -> tuple[tuple[str, ...], tuple[str, ...], Model]:
+    """What answers have always and where it is known, when attributes of these levels are answered; and an identifier
+    that asks for it, which is not to be changed."""
+    always = tuple(dict.fromkeys(tag for level in levels for tag in ALWAYS[level]))
+    if_known = tuple(dict.fromkeys(tag for level in levels for tag in IF_KNOWN[level]))
+    identifier: Model = {tag: {"vr": vr_of(int(tag, 16))} for tag in (*always, *if_known)}
+    if _REQUEST_ATTRIBUTES in identifier:
+        identifier[_REQUEST_ATTRIBUTES]["Value"] = [dict(_REQUEST_IDS)]
+    return always, if_known, identifier
 
 
 def _path(name: str) -> list[str] | None:

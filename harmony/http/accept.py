@@ -50,6 +50,9 @@ ANY_TRANSFER_SYNTAX: Final = "*"
 DEFAULT_TRANSFER_SYNTAX: Final = ""
 """None was named: the default one of the media type."""
 
+REMEMBERED_LENGTH: Final = 512
+"""What is chosen for a longer Accept is not remembered: strangers fill the memory of this program."""
+
 _IN_LIST = re.compile(r'\\.|"|,', re.DOTALL)
 _WEIGHT = re.compile(r"\d{1,9}(\.\d{0,9})?|\.\d{1,9}")  # Java sends q=.2; RFC 9110 §12.4.2 has it as 0.2
 _UNESCAPED_PLUS = re.compile(r"(?<=[0-9A-Za-z]) (?=(?:json|xml)\b)")
@@ -159,6 +162,12 @@ def choose(accept: str | None, offers: Sequence[Offer[ValueT]]) -> Choice[ValueT
     """The best of `offers`, which are not none, for the value of an Accept header; None when it allows none."""
     if accept is None or not accept.strip():
         return Choice(offers[0])
+    if isinstance(offers, tuple) and len(accept) <= REMEMBERED_LENGTH:
+        return _remembered(accept, offers)
+    return _choose(accept, offers)
+
+
+def _choose(accept: str, offers: Sequence[Offer[ValueT]]) -> Choice[ValueT] | None:
     ranges = parse_accept(accept)
     best: Choice[ValueT] | None = None
     best_rank = (0.0, 0)
@@ -167,6 +176,10 @@ def choose(accept: str | None, offers: Sequence[Offer[ValueT]]) -> Choice[ValueT
         if found is not None and (best is None or found[1] > best_rank):
             best, best_rank = found
     return best
+
+
+_remembered = functools.lru_cache(maxsize=256)(_choose)
+"""A client sends the same Accept with each of its requests, and what is offered is written in this program."""
 
 
 def parse_accept(value: str) -> list[MediaRange]:

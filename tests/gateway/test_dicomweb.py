@@ -394,7 +394,8 @@ async def test_json_is_compressed(web: Web, ct: Sample, prefix: str, coding: str
         else zstandard.ZstdDecompressor().decompressobj().decompress(answer.body)
     )
     assert body == plain.body
-    answer = await web.ask(f"{prefix}/studies/{ct.study}", JSON, Accept_Encoding=coding)
+    searched = f"{prefix}/studies/{ct.study}/instances?includefield=all"
+    answer = await web.ask(searched, JSON, Accept_Encoding=coding)
     assert answer.headers.get("content-encoding") == coding
     answer = await web.ask(prefix + ct.path, DICOM, Accept_Encoding=coding)
     assert "content-encoding" not in answer.headers
