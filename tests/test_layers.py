@@ -22,6 +22,8 @@ ENGINE = ("ul", "dimse")
 EXTRAS = {
     PACKAGE / "dicom" / "rendering.py": "render",
     PACKAGE / "gateway" / "json_web_token.py": "jwt",
+    PACKAGE / "gateway" / "kerberos.py": "kerberos",
+    PACKAGE / "gateway" / "saml.py": "saml",
 }
 """The only modules that need an extra."""
 EMPTY_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 from harmony.gateway.config import Authentication, Listener, LoadedConfig, Origin, Problem, Severity
+from harmony.gateway.identity_authenticator import IDENTITY_TYPES
 from harmony.gateway.options import AuthenticationOptions
 from harmony.gateway.passwords import PREFIX
 from harmony.gateway.providers import of_middleware
@@ -19,7 +20,7 @@ __all__ = ["NOT_AVAILABLE", "unusable_at", "unusable_towards", "weaknesses"]
 
 NOT_AVAILABLE = "is not available in this version"
 
-READABLE = frozenset({"basic", "bearer", "api_key", "jwt"})
+READABLE = frozenset({"basic", "bearer", "api_key", "jwt", "saml"})
 """Methods whose credentials travel with each request, for anybody to read and use who sees it."""
 
 USABLE_TOWARDS_HTTP = frozenset({"none", "basic", "bearer", "api_key", "mutual_tls"})
@@ -37,7 +38,9 @@ def unusable_at(asked: Authentication | None, listeners: Sequence[Listener], *, 
     if asked.method == "custom":
         return f"{named} {NOT_AVAILABLE}"
     if asked.method == "api_key" and dicom:
-        return f"{named} has no user identity; must be basic, bearer, jwt or mutual_tls"
+        return f"{named} has no user identity; must be basic, bearer, jwt, mutual_tls, kerberos or saml"
+    if asked.method in IDENTITY_TYPES and not dicom:
+        return f"{named} is for associations; must be basic, bearer, api_key, jwt or mutual_tls"
     for listener in listeners if asked.method == "mutual_tls" else ():
         if listener.tls is None or listener.tls.ca_cert_path is None:
             return f"{named} needs a certificate that {listener} does not ask for: it has no ca_cert_path"

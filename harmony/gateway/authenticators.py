@@ -11,8 +11,9 @@ certificate. Then it says whose it is. It keeps no count of failures and answers
 | api_key | a header | – |
 | jwt | Bearer | type 5 |
 | mutual_tls | client certificate | client certificate |
+| kerberos, saml | – | types 3 and 4 (`harmony.gateway.identity_authenticator`) |
 
-Kerberos tickets (type 3) and SAML assertions (type 4) are evidence for none of them. Secrets are compared by their
+Secrets are compared by their
 keyed digests, so that neither content nor length shows in the time it takes.
 """
 
@@ -51,6 +52,7 @@ __all__ = [
     "JwtAuthenticator",
     "MutualTlsAuthenticator",
     "PasswordAuthenticator",
+    "other_type",
 ]
 
 REALM: Final = "Harmony"
@@ -84,6 +86,8 @@ class Evidence:
     """A user name without a passcode (user identity type 1)."""
     certificate: Certificate | None = field(default=None, repr=False)
     """Verified by TLS."""
+    field: bytes = field(default=b"", repr=False)
+    """The primary field of a user identity that is no text."""
 
 
 class Authenticator(Protocol):
@@ -162,7 +166,7 @@ class PasswordAuthenticator:
                 return Evidence(_text(identity.primary_field), "", name_only=True)
             case 2:  # with a passcode
                 return Evidence(_text(identity.primary_field), _text(identity.secondary_field))
-        raise _other_type(identity)
+        raise other_type(identity)
 
     async def verify(self, evidence: Evidence) -> Principal:
         name = prepared(evidence.name)
@@ -253,7 +257,7 @@ class ApiKeyAuthenticator:
         self, identity: UserIdentityRQ | None, certificate: Certificate | None
     ) -> Evidence | None:
         if identity is not None:
-            raise _other_type(identity)
+            raise other_type(identity)
         return None
 
     async def verify(self, evidence: Evidence) -> Principal:
@@ -402,11 +406,12 @@ def _token(identity: UserIdentityRQ | None) -> Evidence | None:
     if identity is None:
         return None
     if identity.user_identity_type != JSON_WEB_TOKEN:
-        raise _other_type(identity)
+        raise other_type(identity)
     return Evidence("", _text(identity.primary_field).strip())
 
 
-def _other_type(identity: UserIdentityRQ) -> EvidenceRefused:
+def other_type(identity: UserIdentityRQ) -> EvidenceRefused:
+    """For a user identity that is not for a method."""
     return EvidenceRefused(f"user identity type {identity.user_identity_type} is not accepted here")
 
 

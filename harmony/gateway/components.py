@@ -163,6 +163,10 @@ class Components:
                 wanted = {"token": options.token}
             case "api_key":
                 wanted = {"api_key": options.api_key}
+            case "kerberos":
+                wanted = {"keytab_path": options.keytab_path}
+            case "saml":
+                wanted = {"idp_cert_path": options.idp_cert_path, "audience": options.audience}
             case "basic" if options.users_path is None or options.username or options.password:
                 wanted = {"username": options.username, "password": options.password}
         missing = False

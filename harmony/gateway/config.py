@@ -197,7 +197,7 @@ class Authentication:
 
     id: str
     method: str
-    """jwt, basic, bearer, api_key, mutual_tls, custom or none."""
+    """jwt, basic, bearer, api_key, mutual_tls, kerberos, saml, custom or none."""
     options: Table
     """An `AuthenticationOptions`: token, username, password, api_key, header_name, JWT settings."""
     origin: Origin = field(repr=False, compare=False)

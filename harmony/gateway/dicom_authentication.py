@@ -3,9 +3,8 @@
 An endpoint that names an `authentication` requires proof; an association without it, or with an identity of another
 type, is rejected 1/2/1 (rejected-permanent, ACSE, no reason given). While its sender is locked out, or keys cannot be
 had, it is rejected-transient, 2/2/1. The response that a requestor may ask for is empty, as it is for types 1 and 2,
-and for type 5 where the standard names none.
-
-Kerberos (3) and SAML (4) are not supported: no table has a use for them.
+and for type 5 where the standard names none; for a Kerberos ticket (3) it is the AP-REP. A SAML response (4) says
+success, which the association does as well, and would have to be signed: it is left empty.
 """
 
 from __future__ import annotations
@@ -48,4 +47,6 @@ class IdentityCheck:
             later = error.failure in (Failure.LOCKED_OUT, Failure.UNAVAILABLE)
             return AssociateRJ(2, 2, 1) if later else None
         # A certificate proves who calls; an identity that came with it has not been looked at.
-        return VerifiedIdentity(None if asked.method == "mutual_tls" else b"", principal)
+        return VerifiedIdentity(
+            None if asked.method == "mutual_tls" else principal.server_response, principal
+        )

@@ -383,6 +383,11 @@ class AuthenticationOptions(Table, frozen=True):
     cert_path: Path | None = None
     key_path: Path | None = None
     allowed_subjects: tuple[str, ...] = ()
+    keytab_path: Path | None = None
+    service_principal: str | None = None
+    """None: every one that the keytab has a key for."""
+    idp_cert_path: Path | None = None
+    """Certificates of the identity provider, one or several."""
     issuer: str | None = None
     audience: str | tuple[str, ...] | None = None
     trusted_issuers: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ holds names and addresses, never a secret.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal
 
@@ -25,7 +25,9 @@ class Principal:
     name: str
     """The user name, the subject of a token or a certificate, or the id of the table where a key names nobody."""
     method: str
-    """Of the `[authentications]` table: basic, bearer, api_key, jwt or mutual_tls."""
+    """Of the `[authentications]` table: basic, bearer, api_key, jwt, mutual_tls, kerberos or saml."""
+    server_response: bytes = field(default=b"", repr=False, compare=False)
+    """For a requestor that asks for one (PS3.7 §D.3.3.7.2): what authenticates us to it."""
 
 
 class Failure(Enum):

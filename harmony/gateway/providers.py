@@ -25,6 +25,7 @@ from harmony.gateway.authenticators import (
     PasswordAuthenticator,
 )
 from harmony.gateway.config import Authentication, Middleware, Table
+from harmony.gateway.identity_authenticator import Check, IdentityAuthenticator
 from harmony.gateway.jwks import JwkSet, fetch_from
 from harmony.gateway.options import AuthenticationOptions, BasicAuthOptions, JwtAuthOptions
 from harmony.gateway.passwords import PREFIX, PasswordHash, read_users
@@ -74,6 +75,10 @@ def check(method: str, options: AuthenticationOptions) -> None:
         case "jwt":
             _rules(options)
             _key(options)
+        case "kerberos":
+            _tickets(options)
+        case "saml":
+            _assertions(options)
 
 
 def authenticator(configured: Authentication, executor: Executor, *, keep_s: float) -> Authenticator:
@@ -93,6 +98,14 @@ def authenticator(configured: Authentication, executor: Executor, *, keep_s: flo
             return _jwt(configured.id, options, keep_s)
         case "mutual_tls":
             return MutualTlsAuthenticator(options.allowed_subjects)
+        case "kerberos":
+            return IdentityAuthenticator(
+                "kerberos", _tickets(options), allowed_subjects=options.allowed_subjects
+            )
+        case "saml":
+            return IdentityAuthenticator(
+                "saml", _assertions(options), allowed_subjects=options.allowed_subjects
+            )
     raise Unusable("", f"is of method {configured.method}, with which nobody can be checked")
 
 
@@ -130,10 +143,7 @@ def _users(options: AuthenticationOptions) -> Mapping[str, str | PasswordHash]:
 
 
 def _json_web_token() -> ModuleType:
-    try:
-        return importlib.import_module("harmony.gateway.json_web_token")
-    except ImportError as error:
-        raise Unusable("", "needs PyJWT and cryptography: pip install 'harmony-dicom[jwt]'") from error
+    return _optional("json_web_token", "PyJWT and cryptography", extra="jwt")
 
 
 def _jwt(name: str, options: AuthenticationOptions, keep_s: float) -> Authenticator:
@@ -156,19 +166,32 @@ def _rules(options: AuthenticationOptions) -> TokenRules:
                 raise Unusable(
                     "algorithms", f"lists {algorithm!r}, must be of {listed}; HS256 needs use_hs256"
                 )
-    audience, claims = options.audience, options.required_claims
+    claims = options.required_claims
     rules: TokenRules = _json_web_token().TokenRules(
         algorithms=options.algorithms,
-        issuers=tuple(each for each in (options.issuer, *options.trusted_issuers) if each is not None),
-        audiences=(audience,) if isinstance(audience, str) else audience or (),
+        issuers=_issuers(options),
+        audiences=_audiences(options),
         required_claims=claims if isinstance(claims, dict) else dict.fromkeys(claims),
         validate_expiry=options.validate_expiry,
         leeway_s=options.leeway_secs,
     )
-    if "" in rules.issuers or "" in rules.audiences:  # what an unset environment variable leaves behind
-        key = "audience" if "" in rules.audiences else "issuer"
-        raise Unusable(key, "is empty, must be left out or hold a value")
     return rules
+
+
+def _issuers(options: AuthenticationOptions) -> tuple[str, ...]:
+    issuers = (options.issuer, *options.trusted_issuers)
+    return _filled("issuer", tuple(each for each in issuers if each is not None))
+
+
+def _audiences(options: AuthenticationOptions) -> tuple[str, ...]:
+    audience = options.audience
+    return _filled("audience", (audience,) if isinstance(audience, str) else audience or ())
+
+
+def _filled(key: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in values:  # what an unset environment variable leaves behind
+        raise Unusable(key, "is empty, must be left out or hold a value")
+    return values
 
 
 def _key(options: AuthenticationOptions) -> Key | None:
@@ -234,3 +257,44 @@ def _check_uri(options: AuthenticationOptions) -> None:
             raise Unusable(
                 "ca_cert_path", f'"{options.ca_cert_path}" cannot be read: {error.strerror}'
             ) from error
+
+
+# Tickets and assertions
+
+
+def _tickets(options: AuthenticationOptions) -> Check:
+    path, principal = options.keytab_path, options.service_principal
+    module = _optional("kerberos", "gssapi", extra="kerberos")
+    _filled("service_principal", (principal,) if principal is not None else ())
+    try:
+        accept: Check = module.TicketAcceptor(path, principal).accept
+    except OSError as error:
+        raise Unusable("keytab_path", f'"{path}" cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise Unusable("keytab_path", f'"{path}" {error}') from error
+    return accept
+
+
+def _assertions(options: AuthenticationOptions) -> Check:
+    path, audiences = options.idp_cert_path, _audiences(options)
+    module = _optional("saml", "signxml", extra="saml")
+    if not audiences:
+        raise Unusable("audience", "is empty, must name what assertions for this gateway are for")
+    try:
+        certificates = module.read_certificates(path)
+    except OSError as error:
+        raise Unusable("idp_cert_path", f'"{path}" cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise Unusable("idp_cert_path", f'"{path}" {error}') from error
+    check: Check = module.AssertionRules(
+        certificates, audiences, _issuers(options), leeway_s=options.leeway_secs
+    ).check
+    return check
+
+
+def _optional(module: str, packages: str, *, extra: str) -> ModuleType:
+    """A module that not every installation can have."""
+    try:
+        return importlib.import_module(f"harmony.gateway.{module}")
+    except ImportError as error:
+        raise Unusable("", f"needs {packages}: pip install 'harmony-dicom[{extra}]'") from error

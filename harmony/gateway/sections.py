@@ -207,7 +207,7 @@ class PeerTable(Table, frozen=True):
 class AuthenticationTable(Table, frozen=True):
     ignored: ClassVar[frozenset[str]] = frozenset({"name", "description"})
 
-    method: Literal["jwt", "basic", "bearer", "api_key", "mutual_tls", "custom", "none"]
+    method: Literal["jwt", "basic", "bearer", "api_key", "mutual_tls", "kerberos", "saml", "custom", "none"]
     id: str | None = None
     options: dict[str, Any] = msgspec.field(default_factory=dict)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,8 @@ def test_middleware_that_would_check_nobody(tmp_path, middleware, message) -> No
     assert message in text
 
 
+SAML = '[authentications.a]\nmethod = "saml"\noptions = { idp_cert_path = "idp.pem", audience = "a" }'
+WEB = '[endpoints.e]\nservice = "jmix"\noptions.path_prefix = "/j"\nauthentication = "a"'
 SCP = '[endpoints.e]\nservice = "dicom_scp"\nauthentication = "a"'
 PACS = (
     '[backends.b]\nservice = "dicom_scu"\nauthentication = "a"\noptions = { aet = "P", host = "127.0.0.1" }'
@@ -122,7 +126,9 @@ KEY = '[authentications.a]\nmethod = "api_key"\noptions.api_key = "k"'
 @pytest.mark.parametrize(
     ("tables", "endpoint", "backend", "message"),
     [
-        (KEY, SCP, "", "has no user identity; must be basic, bearer, jwt or mutual_tls"),
+        (KEY, SCP, "", "has no user identity; must be basic, bearer, jwt, mutual_tls, kerberos or saml"),
+        (SAML, WEB, "", "is for associations; must be basic, bearer, api_key, jwt or mutual_tls"),
+        (SAML, HTTP, UP, "is not available"),
         ('[authentications.a]\nmethod = "custom"', SCP, "", "which is not available in this version"),
         ('[authentications.a]\nmethod = "mutual_tls"', SCP, "", "it has no ca_cert_path"),
         (KEY, HTTP, PACS, "must be basic or bearer towards a PACS"),
@@ -131,13 +137,14 @@ KEY = '[authentications.a]\nmethod = "api_key"\noptions.api_key = "k"'
         (basic(f'username = "u"\npassword = "{HASH}"'), HTTP, UP, "with a hashed password"),
     ],
 )
-def test_methods_where_they_cannot_work(tmp_path, tables, endpoint, backend, message) -> None:
+def test_methods_where_they_cannot_work(
+    tmp_path, monkeypatch, authority, tables, endpoint, backend, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(authority.issue().certificate, "idp.pem")
     ((severity, _, _, text),) = problems(tmp_path, tables, endpoint=endpoint, backend=backend)
     assert severity is Severity.ERROR
     assert message in text
-
-
-WEB = '[endpoints.e]\nservice = "jmix"\noptions.path_prefix = "/j"\nauthentication = "a"'
 
 
 @pytest.mark.parametrize("endpoint", [WEB, SCP])
@@ -179,11 +186,18 @@ def test_weak_tokens(tmp_path, options, key, message) -> None:
     assert "short" not in text.replace("shorter", "")
 
 
-def test_without_the_extra(tmp_path, monkeypatch) -> None:
-    import sys
-
-    monkeypatch.delitem(sys.modules, "harmony.gateway.json_web_token", raising=False)
-    monkeypatch.setitem(sys.modules, "jwt", None)
-    ((severity, where, _, text),) = problems(tmp_path, jwt(f'use_hs256 = true\nhs256_secret = "{LONG}"'))
-    assert (severity, where) == (Severity.ERROR, "authentications.a.options")
-    assert "pip install 'harmony-dicom[jwt]'" in text
+@pytest.mark.parametrize(
+    ("table", "ours", "theirs", "extra"),
+    [
+        (jwt(f'use_hs256 = true\nhs256_secret = "{LONG}"'), "json_web_token", "jwt", "jwt"),
+        (SAML, "saml", "signxml", "saml"),
+        ('[authentications.a]\nmethod = "kerberos"\nkeytab_path = "k"', "kerberos", "gssapi", "kerberos"),
+    ],
+)
+def test_without_the_extra(tmp_path, monkeypatch, table, ours, theirs, extra) -> None:
+    monkeypatch.delitem(sys.modules, f"harmony.gateway.{ours}", raising=False)
+    monkeypatch.setitem(sys.modules, theirs, None)
+    ((severity, where, _, text),) = problems(tmp_path, table)
+    assert severity is Severity.ERROR
+    assert where.startswith("authentications.a")
+    assert f"pip install 'harmony-dicom[{extra}]'" in text
