@@ -24,6 +24,7 @@ EXTRAS = {
     PACKAGE / "gateway" / "json_web_token.py": "jwt",
     PACKAGE / "gateway" / "kerberos.py": "kerberos",
     PACKAGE / "gateway" / "saml.py": "saml",
+    PACKAGE / "gateway" / "token_signing.py": "jwt",
 }
 """The only modules that need an extra."""
 EMPTY_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}

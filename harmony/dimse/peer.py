@@ -6,6 +6,7 @@ proposed differs from one association to the next and is a `Proposal`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -32,7 +33,8 @@ class Peer:
     """Ours towards it. Empty: the AE title that a C-MOVE was sent to for a destination, else HARMONY_SCU."""
     ssl_context: TLSContext | None = None
     server_hostname: str | None = None
-    user_identity: UserIdentityRQ | None = None
+    user_identity: UserIdentityRQ | Callable[[], UserIdentityRQ] | None = None
+    """A function is asked for one at every association."""
     maximum_length: int = DEFAULT_MAXIMUM_LENGTH
     maximum_operations: int | None = None
     """The asynchronous operations window to ask for; None does not ask."""
@@ -55,7 +57,7 @@ class Peer:
             contexts=proposal.contexts,
             roles=proposal.roles,
             extended_negotiations=proposal.extended_negotiations,
-            user_identity=self.user_identity,
+            user_identity=self.user_identity() if callable(self.user_identity) else self.user_identity,
             maximum_operations=self.maximum_operations,
             maximum_length=self.maximum_length,
             services=services,

@@ -13,7 +13,7 @@ from harmony.gateway.config import Authentication, Listener, LoadedConfig, Origi
 from harmony.gateway.identity_authenticator import IDENTITY_TYPES
 from harmony.gateway.options import AuthenticationOptions
 from harmony.gateway.passwords import PREFIX
-from harmony.gateway.providers import of_middleware
+from harmony.gateway.providers import checks_tokens, of_middleware
 from harmony.gateway.sources import show
 
 __all__ = ["NOT_AVAILABLE", "unusable_at", "unusable_towards", "weaknesses"]
@@ -23,8 +23,8 @@ NOT_AVAILABLE = "is not available in this version"
 READABLE = frozenset({"basic", "bearer", "api_key", "jwt", "saml"})
 """Methods whose credentials travel with each request, for anybody to read and use who sees it."""
 
-USABLE_TOWARDS_HTTP = frozenset({"none", "basic", "bearer", "api_key", "mutual_tls"})
-USABLE_TOWARDS_DICOM = frozenset({"none", "basic", "bearer", "mutual_tls"})
+USABLE_TOWARDS_HTTP = frozenset({"none", "basic", "bearer", "api_key", "jwt", "mutual_tls"})
+USABLE_TOWARDS_DICOM = frozenset({"none", "basic", "bearer", "jwt", "mutual_tls"})
 
 SHORTEST_SECRET_BYTES = 32
 """RFC 7518 §3.2, for HS256."""
@@ -41,6 +41,9 @@ def unusable_at(asked: Authentication | None, listeners: Sequence[Listener], *, 
         return f"{named} has no user identity; must be basic, bearer, jwt, mutual_tls, kerberos or saml"
     if asked.method in IDENTITY_TYPES and not dicom:
         return f"{named} is for associations; must be basic, bearer, api_key, jwt or mutual_tls"
+    options = asked.options
+    if asked.method == "jwt" and isinstance(options, AuthenticationOptions) and not checks_tokens(options):
+        return f"{named} has a private_key only, with which nobody can be checked; public_key_path is missing"
     for listener in listeners if asked.method == "mutual_tls" else ():
         if listener.tls is None or listener.tls.ca_cert_path is None:
             return f"{named} needs a certificate that {listener} does not ask for: it has no ca_cert_path"
@@ -58,9 +61,13 @@ def unusable_towards(used: Authentication, service: str) -> str:
         password = options.password.reveal() if options.password is not None else ""
         if used.method == "basic" and password.startswith(PREFIX):
             return "is basic with a hashed password, which cannot be shown to anybody"
+        if used.method == "jwt" and options.private_key is None and not options.use_hs256:
+            return "is jwt without private_key, which a backend needs to sign its tokens with"
         return ""
     if service == "dicom_scu" and used.method in USABLE_TOWARDS_HTTP:
-        return f"is {show(used.method)}, which has no user identity; must be basic or bearer towards a PACS"
+        return (
+            f"is {show(used.method)}, which has no user identity; must be basic, bearer or jwt towards a PACS"
+        )
     return f"is {show(used.method)}, which {NOT_AVAILABLE}"
 
 

@@ -210,9 +210,10 @@ class BearerAuthenticator:
     header = "authorization"
     forwardable = False
 
-    def __init__(self, name: str, token: str) -> None:
+    def __init__(self, name: str, token: Callable[[], str]) -> None:
+        """token: that of now."""
         self._principal = Principal(name, self.method)
-        self._token = token.encode("utf-8")
+        self._token = token
 
     def from_request(self, request: Request) -> Evidence | None:
         return _bearer(request)
@@ -223,7 +224,7 @@ class BearerAuthenticator:
         return _token(identity)
 
     async def verify(self, evidence: Evidence) -> Principal:
-        if not _same(self._token, evidence.secret.encode("utf-8", "surrogatepass")):
+        if not _same(self._token().encode("utf-8"), evidence.secret.encode("utf-8", "surrogatepass")):
             raise EvidenceRefused("the token is wrong")
         return self._principal
 

@@ -159,7 +159,7 @@ class Components:
             options = self._with_credentials(options, options.credentials_path, place)
         wanted: dict[str, object] = {}
         match table.method:
-            case "bearer":
+            case "bearer" if options.token_path is None:
                 wanted = {"token": options.token}
             case "api_key":
                 wanted = {"api_key": options.api_key}

@@ -376,6 +376,8 @@ class AuthenticationOptions(Table, frozen=True):
     accept_username_only: bool = False
     """In associations, whose user identity may come without a passcode (PS3.15 B.4)."""
     token: Secret | None = None
+    token_path: Path | None = None
+    """Read again when it changes."""
     api_key: Secret | None = None
     header_name: Annotated[
         str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z", extra={"allowed": "an HTTP header name"})
@@ -398,6 +400,11 @@ class AuthenticationOptions(Table, frozen=True):
     public_key_path: Path | None = None
     use_hs256: bool = False
     hs256_secret: Secret | None = None
+    private_key: Secret | None = None
+    """Of ours, in PEM: what tokens for a backend are signed with."""
+    key_id: str | None = None
+    subject: str | None = None
+    lifetime_secs: Annotated[int, Meta(ge=10, le=86400)] = 300
     validate_expiry: bool = True
     leeway_secs: Annotated[int, Meta(ge=0, le=300)] = 0
     max_failures: Failures = 10

@@ -1,14 +1,15 @@
 """From an `[authentications]` table, or the options of `basic_auth` and `jwt_auth`, to an Authenticator.
 
-`check` is asked when a configuration is loaded, `authenticator` when the gateway is put together; both read the files
-that are named. What cannot be used is `Unusable`, with the key that is to blame and never a secret.
+`check` is asked when a configuration is loaded, `authenticator` when the gateway is put together, `token_towards` for
+what a backend shows. All of them read the files that are named. What cannot be used is `Unusable`, with the key that is
+to blame and never a secret.
 """
 
 from __future__ import annotations
 
 import importlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -29,11 +30,21 @@ from harmony.gateway.identity_authenticator import Check, IdentityAuthenticator
 from harmony.gateway.jwks import JwkSet, fetch_from
 from harmony.gateway.options import AuthenticationOptions, BasicAuthOptions, JwtAuthOptions
 from harmony.gateway.passwords import PREFIX, PasswordHash, read_users
+from harmony.gateway.token_file import TokenFile
 
 if TYPE_CHECKING:
     from harmony.gateway.json_web_token import Key, TokenRules
+    from harmony.gateway.token_signing import SigningKey, TokenSigner
 
-__all__ = ["MIDDLEWARE_METHODS", "Unusable", "authenticator", "check", "of_middleware"]
+__all__ = [
+    "MIDDLEWARE_METHODS",
+    "Unusable",
+    "authenticator",
+    "check",
+    "checks_tokens",
+    "of_middleware",
+    "token_towards",
+]
 
 MIDDLEWARE_METHODS: Final = {"basic_auth": "basic", "jwt_auth": "jwt"}
 """Middleware type -> the method that it checks."""
@@ -72,9 +83,14 @@ def check(method: str, options: AuthenticationOptions) -> None:
     match method:
         case "basic":
             _users(options)
+        case "bearer":
+            _token(options)
         case "jwt":
-            _rules(options)
-            _key(options)
+            if options.private_key is not None:
+                _signer(options)
+            if options.private_key is None or checks_tokens(options):
+                _rules(options)
+                _key(options)
         case "kerberos":
             _tickets(options)
         case "saml":
@@ -90,8 +106,8 @@ def authenticator(configured: Authentication, executor: Executor, *, keep_s: flo
             return PasswordAuthenticator(
                 _users(options), executor, name_is_enough=options.accept_username_only
             )
-        case "bearer" if options.token is not None:
-            return BearerAuthenticator(configured.id, options.token.reveal())
+        case "bearer":
+            return BearerAuthenticator(configured.id, _token(options))
         case "api_key" if options.api_key is not None:
             return ApiKeyAuthenticator(configured.id, options.api_key.reveal(), header=options.header_name)
         case "jwt":
@@ -144,6 +160,73 @@ def _users(options: AuthenticationOptions) -> Mapping[str, str | PasswordHash]:
 
 def _json_web_token() -> ModuleType:
     return _optional("json_web_token", "PyJWT and cryptography", extra="jwt")
+
+
+def token_towards(method: str, options: AuthenticationOptions) -> Callable[[], str]:
+    """What a backend shows: asked at each request. Raises Unusable."""
+    return _token(options) if method == "bearer" else _signer(options).token
+
+
+def _token(options: AuthenticationOptions) -> Callable[[], str]:
+    """The one that all have."""
+    path, token = options.token_path, options.token
+    if token is not None and path is not None:
+        raise Unusable("token_path", "and token are both set, must be one of them")
+    if token is not None:
+        return token.reveal
+    if path is None:
+        raise Unusable("token", "is missing, must be set for method bearer, or token_path")
+    try:
+        return TokenFile(path).token
+    except OSError as error:
+        raise Unusable("token_path", f'"{path}" cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise Unusable("token_path", f'"{path}" {error}') from error
+
+
+def _signer(options: AuthenticationOptions) -> TokenSigner:
+    module = _optional("token_signing", "PyJWT and cryptography", extra="jwt")
+    private = options.private_key
+    if private is not None and options.use_hs256:
+        raise Unusable("private_key", "and use_hs256 are both set, must be one of them")
+    if private is None:
+        secret = options.hs256_secret
+        assert secret is not None  # as it has been checked
+        key: SigningKey = module.SigningKey.secret(secret.reveal())
+    else:
+        try:
+            key = module.SigningKey.private(private.reveal())
+        except ValueError as error:
+            raise Unusable("private_key", str(error)) from error
+        for algorithm in options.algorithms:
+            if algorithm not in key.algorithms:
+                listed = ", ".join(key.algorithms)
+                raise Unusable("algorithms", f"lists {algorithm}, must fit the private_key: {listed}")
+    for name in ("subject", "key_id"):
+        value: str | None = getattr(options, name)
+        _filled(name, (value,) if value is not None else ())
+    _issuers(options)
+    audience = _audiences(options)
+    claims: dict[str, object] = {
+        name: value
+        for name, value in (("iss", options.issuer), ("sub", options.subject))
+        if value is not None
+    }
+    if audience:
+        claims["aud"] = list(audience) if len(audience) > 1 else audience[0]
+    signer: TokenSigner = module.TokenSigner(
+        key,
+        (options.algorithms or key.algorithms)[0],
+        claims,
+        lifetime_s=options.lifetime_secs,
+        kid=options.key_id,
+    )
+    return signer
+
+
+def checks_tokens(options: AuthenticationOptions) -> bool:
+    """Whether a table says what tokens of others are checked with."""
+    return options.use_hs256 or options.public_key_path is not None or options.jwks_uri is not None
 
 
 def _jwt(name: str, options: AuthenticationOptions, keep_s: float) -> Authenticator:

@@ -146,7 +146,7 @@ class HTTPClient:
         base_url: str,
         *,
         timeout_s: float = 30.0,
-        authentication: Authentication | None = None,
+        authentication: Authentication | Callable[[], Authentication] | None = None,
         verify: bool = True,
         ca_cert_path: Path | None = None,
         ssl_context: TLSContext | None = None,
@@ -157,6 +157,7 @@ class HTTPClient:
         """base_url: http(s)://host[:port][/path]; paths of requests, or a query without one, are appended to it.
 
         verify: check the certificate and host name of an https upstream, against `ca_cert_path` or the system's store.
+        authentication: a function is asked for one at every request.
         ssl_context: used in their place, a context or a function that is asked for one at every handshake.
         server_hostname: the name in the certificate, when it is not that of the host.
         Raises ValueError for a URL that is not one, or has credentials in it; OSError when the store cannot be read.
@@ -179,7 +180,7 @@ class HTTPClient:
         self._base_path = url.path.rstrip("/")
         self._authority = url.netloc
         self._timeout_s = timeout_s
-        self._authentication = authentication if authentication is not None else Authentication.none()
+        self._authentication = authentication
         self._maximum_response_bytes = maximum_response_bytes
         self._slots = asyncio.Semaphore(maximum_connections)
         self._idle: list[_Link] = []
@@ -285,8 +286,9 @@ class HTTPClient:
         fields = headers.without(*_OURS)
         for name, value in (("User-Agent", f"harmony/{__version__}"), ("Accept-Encoding", "identity")):
             fields = fields if name in fields else fields.add(name, value)
-        if self._authentication.header:
-            fields = fields.set(self._authentication.header, self._authentication.value)
+        shown = self._authentication() if callable(self._authentication) else self._authentication
+        if shown is not None and shown.header:
+            fields = fields.set(shown.header, shown.value)
         wire = [(b"Host", self._authority.encode("idna" if not self._authority.isascii() else "ascii"))]
         wire += [(name.encode("ascii"), value.encode("latin-1")) for name, value in fields]
         if length is None:

@@ -513,7 +513,7 @@ async def test_what_is_remembered_is_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("table", "name"),
-    [(BASIC, "Zoë"), (BEARER, "a")],
+    [(BASIC, "Zoë"), (BEARER, "a"), (HS256.replace("issuer =", 'subject = "us", issuer ='), "us")],
 )
 async def test_a_pacs_is_shown_a_user_identity(guarded, free_port, table, name) -> None:
     gateway = await guarded(

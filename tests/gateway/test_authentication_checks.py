@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from harmony.gateway.checks import unsupported
 from harmony.gateway.config import ConfigError, Severity
@@ -15,7 +17,13 @@ from harmony.gateway.passwords import hash_password
 
 HASH = str(hash_password("p", n=2, r=1, p=1))
 LONG = "x" * 32
-TLS = ""
+PRIVATE = (
+    '"""'
+    + ed25519.Ed25519PrivateKey.generate()
+    .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    .decode()
+    + '"""'
+)
 
 
 def problems(folder: Path, tables: str, *, host: str = "127.0.0.1", endpoint: str = "", backend: str = ""):
@@ -52,6 +60,10 @@ def basic(options: str) -> str:
     return f'[authentications.a]\nmethod = "basic"\n[authentications.a.options]\n{options}'
 
 
+def bearer(options: str) -> str:
+    return f'[authentications.a]\nmethod = "bearer"\n[authentications.a.options]\n{options}'
+
+
 @pytest.mark.parametrize(
     ("table", "key", "message"),
     [
@@ -77,6 +89,20 @@ def basic(options: str) -> str:
         ),
         (jwt('jwks_uri = "https://i/k"\nalgorithms = ["HS256"]'), "algorithms", "HS256 needs use_hs256"),
         (jwt('jwks_uri = "https://i/k"\naudience = "$EMPTY"'), "audience", "is empty, must be left out"),
+        (jwt('private_key = "a key"'), "private_key", "must be a private key in PEM without a passphrase"),
+        (jwt('private_key = "$EMPTY"'), "private_key", "must be a private key in PEM"),
+        (
+            jwt(f'private_key = {PRIVATE}\nuse_hs256 = true\nhs256_secret = "{LONG}"'),
+            "private_key",
+            "and use_hs256 are both set",
+        ),
+        (jwt(f'private_key = {PRIVATE}\nalgorithms = ["RS256"]'), "algorithms", "must fit the private_key"),
+        (jwt(f'private_key = {PRIVATE}\nsubject = ""'), "subject", "is empty, must be left out"),
+        (jwt(f'private_key = {PRIVATE}\naudience = ["$EMPTY"]'), "audience", "is empty, must be left out"),
+        (bearer(""), "token", "is missing, must be set for method"),
+        (bearer('token = "t"\ntoken_path = "config.toml"'), "token_path", "and token are both set"),
+        (bearer('token_path = "none"'), "token_path", '"none" cannot be read: No such file'),
+        (bearer('token_path = "config.toml"'), "token_path", '"config.toml" must hold a token'),
         (basic('username = "u:v"\npassword = "p"'), "username", "holds a colon"),
         (basic('username = "u"\npassword = "scrypt:1"'), "password", "must be scrypt:N:r:p:salt:hash"),
         (basic('users_path = "none"'), "users_path", '"none" cannot be read'),
@@ -131,9 +157,15 @@ KEY = '[authentications.a]\nmethod = "api_key"\noptions.api_key = "k"'
         (SAML, HTTP, UP, "is not available"),
         ('[authentications.a]\nmethod = "custom"', SCP, "", "which is not available in this version"),
         ('[authentications.a]\nmethod = "mutual_tls"', SCP, "", "it has no ca_cert_path"),
-        (KEY, HTTP, PACS, "must be basic or bearer towards a PACS"),
-        (jwt(f'use_hs256 = true\nhs256_secret = "{LONG}"\nissuer = "i"'), HTTP, PACS, "is not available"),
-        (jwt(f'use_hs256 = true\nhs256_secret = "{LONG}"\nissuer = "i"'), HTTP, UP, "is not available"),
+        (KEY, HTTP, PACS, "must be basic, bearer or jwt towards a PACS"),
+        (jwt('jwks_uri = "https://i/k"'), HTTP, PACS, "is jwt without private_key, which a backend needs"),
+        (jwt('jwks_uri = "https://i/k"'), HTTP, UP, "is jwt without private_key, which a backend needs"),
+        (
+            jwt(f'issuer = "i"\nprivate_key = {PRIVATE}'),
+            WEB,
+            "",
+            "has a private_key only, with which nobody can be checked",
+        ),
         (basic(f'username = "u"\npassword = "{HASH}"'), HTTP, UP, "with a hashed password"),
     ],
 )
