@@ -49,6 +49,7 @@ class Event(Enum):
 
     APPLICATION_START = (Code("110100", "Application Activity"), Code("110120", "Application Start"))
     APPLICATION_STOP = (Code("110100", "Application Activity"), Code("110121", "Application Stop"))
+    BEGIN_TRANSFERRING = (Code("110102", "Begin Transferring DICOM Instances"), None)
     INSTANCES_ACCESSED = (Code("110103", "DICOM Instances Accessed"), None)
     INSTANCES_TRANSFERRED = (Code("110104", "DICOM Instances Transferred"), None)
     QUERY = (Code("110112", "Query"), None)

@@ -7,7 +7,7 @@ study and SOP class. `CALLER` says for whom the running task works; what it asks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
@@ -66,8 +66,21 @@ class Activity:
         destination: str = "",
         good: bool = True,
     ) -> None:
+        self.add_all(deed, subject, {sop_class_uid: count}, destination=destination, good=good)
+
+    def add_all(
+        self,
+        deed: Deed,
+        subject: Subject,
+        instances: Mapping[str, int],
+        *,
+        destination: str = "",
+        good: bool = True,
+    ) -> None:
+        """instances: of each SOP class; none where that is not known."""
         classes = self.counts.setdefault((deed, destination, good), {}).setdefault(subject, {})
-        classes[sop_class_uid] = classes.get(sop_class_uid, 0) + count
+        for sop_class_uid, count in instances.items():
+            classes[sop_class_uid] = classes.get(sop_class_uid, 0) + count
 
 
 @dataclass(frozen=True, slots=True)

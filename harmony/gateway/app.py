@@ -155,6 +155,8 @@ class Gateway:
     def _told_auditor(self) -> None:
         """Whom the listeners tell of those who were refused."""
         auditor = self.assembly.auditor
+        for each in self.assembly.envelope_audits:
+            each.auditor = auditor
         if auditor is not None:
             auditor.ae_titles = tuple(
                 dict.fromkeys(scp.options.local_aet for each in self.assembly.dicom for scp in each.scps)

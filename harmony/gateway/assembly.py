@@ -14,6 +14,7 @@ from harmony.gateway.authentication import Authentications
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Listener
 from harmony.gateway.dicom_scp import DicomListener
+from harmony.gateway.envelope_audit import EnvelopeAudit
 from harmony.gateway.http_backend import HttpUpstream
 from harmony.gateway.management import Management
 from harmony.gateway.retrieved import RetrievedFolders
@@ -59,6 +60,8 @@ class Assembly:
     receivers: StoreReceivers = field(default_factory=StoreReceivers)
     auditor: Auditor | None = None
     """None: no audit trail is kept."""
+    envelope_audits: list[EnvelopeAudit] = field(default_factory=list)
+    """Of what goes on with another auditor after a reload."""
     certificates: Certificates = field(default_factory=Certificates)
     """Like the receivers, those of the gateway: every assembly takes them over."""
     provided: dict[int, frozenset[str]] = field(default_factory=dict)

@@ -6,8 +6,9 @@
 | another configuration was loaded, or refused | Security Alert: Security Configuration |
 | an association is refused, a TLS handshake fails | Security Alert: Node Authentication |
 | a user name, token, key or certificate is presented | User Authentication: Login |
-| a query, by C-FIND or HTTP | Query |
-| instances come in or go out | DICOM Instances Transferred |
+| a query, by C-FIND or HTTP, or for the envelope of a study | Query |
+| instances come in or go out, one by one or in an envelope | DICOM Instances Transferred |
+| an envelope is brought to an upstream: each attempt | Begin Transferring DICOM Instances, then the above |
 | headers, frames, pictures are served | DICOM Instances Accessed |
 
 Transfers are told when the association or request is over, or once a minute while it goes on. Everything here is
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -42,7 +44,7 @@ from harmony.audit.message import (
 )
 from harmony.audit.syslog import DatagramSender, Sender, StreamSender
 from harmony.audit.trail import AuditTrail
-from harmony.gateway.activity import Activity, Deed, Party
+from harmony.gateway.activity import Activity, Deed, Party, Subject
 from harmony.gateway.config import Audit, Collector
 from harmony.gateway.principal import PRINCIPAL, AuthenticationOutcome, Principal
 from harmony.gateway.tls import Certificates
@@ -200,12 +202,7 @@ class Auditor:
         """Tell what an activity has collected, and begin again."""
         counts, activity.counts, activity.since = activity.counts, {}, 0.0
         for (deed, destination, good), subjects in counts.items():
-            patients: dict[tuple[str, str], list[Study]] = {}
-            for subject, classes in subjects.items():
-                study = Study(subject.study_instance_uid, sorted(classes.items()))
-                patients.setdefault((subject.patient_id, subject.patient_name), []).append(study)
-            for (patient_id, name), studies in patients.items():
-                objects: list[ObjectOfAudit] = [*studies, Patient(patient_id, name)]
+            for objects in _by_patient(subjects):
                 event, action = _EVENTS[deed]
                 message = Message(
                     event,
@@ -215,6 +212,29 @@ class Auditor:
                     objects=objects,
                 )
                 self.trail.record(message)
+
+    def transfer_begins(
+        self, contents: Mapping[Subject, Mapping[str, int]], destination: Participant
+    ) -> None:
+        """We send on our own account."""
+        for objects in _by_patient(contents):
+            participants = [replace(self._ourselves(SOURCE), is_requestor=True), destination]
+            self.trail.record(
+                Message(Event.BEGIN_TRANSFERRING, Action.EXECUTE, participants, objects=objects)
+            )
+
+    def transferred(
+        self, contents: Mapping[Subject, Mapping[str, int]], destination: Participant, failure: str
+    ) -> None:
+        """failure: why it was not, in words; "" when it was."""
+        for objects in _by_patient(contents):
+            participants = [replace(self._ourselves(SOURCE), is_requestor=True), destination]
+            result = Outcome.MINOR_FAILURE if failure else Outcome.SUCCESS
+            self.trail.record(
+                Message(
+                    Event.INSTANCES_TRANSFERRED, Action.READ, participants, result, failure, objects=objects
+                )
+            )
 
     def association_ended(self, association: Association) -> None:
         activity = self._activities.pop(association, None)
@@ -248,6 +268,16 @@ class Auditor:
             address=self.trail.host,
             role=role,
         )
+
+
+def _by_patient(subjects: Mapping[Subject, Mapping[str, int]]) -> Iterator[list[ObjectOfAudit]]:
+    """PS3.15 §A.5.3.7: a message is about one patient."""
+    patients: dict[tuple[str, str], list[Study]] = {}
+    for subject, classes in subjects.items():
+        study = Study(subject.study_instance_uid, sorted(classes.items()))
+        patients.setdefault((subject.patient_id, subject.patient_name), []).append(study)
+    for (patient_id, name), studies in patients.items():
+        yield [*studies, Patient(patient_id, name)]
 
 
 def _sender(collector: Collector, certificates: Certificates) -> Sender:

@@ -29,6 +29,7 @@ from harmony.archive.free_space import FreeSpace
 from harmony.dimse.status import DimseError
 from harmony.gateway.backend_errors import BACKEND_ERRORS, backend_failure
 from harmony.gateway.config import Endpoint
+from harmony.gateway.envelope_audit import EnvelopeAudit
 from harmony.gateway.options import JmixEndpointOptions
 from harmony.gateway.study_envelope import NotRetrieved, NotStored, StudyEnvelope, StudyEnvelopes
 from harmony.http import FileBody, HTTPError, Request, Response, Router, json_response, normalize_prefix
@@ -62,6 +63,7 @@ class JmixEndpoint:
         studies: StudyEnvelopes,
         *,
         on_demand: bool = False,
+        audit: EnvelopeAudit | None = None,
     ) -> None:
         options = endpoint.options
         assert isinstance(options, JmixEndpointOptions)
@@ -70,6 +72,7 @@ class JmixEndpoint:
         self._envelopes = envelopes
         self._studies = studies
         self._on_demand = on_demand
+        self._audit = audit or EnvelopeAudit(None)
         self._space = FreeSpace(envelopes.root, minimum_free_bytes=options.min_free_bytes)
 
     def add_routes(self, router: Router) -> None:
@@ -94,8 +97,9 @@ class JmixEndpoint:
         negotiate(request, OFFERS)  # 406 before anything is retrieved for nothing
         found = await self._studies.find(study_uid)
         if found is None and self._on_demand:
-            made = await self._find_or_make(study_uid, wanted)
+            made = await self._find_or_make(study_uid, wanted, request)
             found = None if made is None else made.id
+        self._audit.asked(request)
         if found is None:
             raise HTTPError(404, "no envelope of this study")
         return await self._serve(found, request)
@@ -115,8 +119,10 @@ class JmixEndpoint:
         wanted = self._wanted(request)
         found = await self._studies.find(study_uid)
         if found is not None:
+            self._audit.asked(request)
             return json_response({"id": found, "status": "ready"})
-        made = await self._find_or_make(study_uid, wanted)
+        made = await self._find_or_make(study_uid, wanted, request)
+        self._audit.asked(request)
         if made is None:
             raise HTTPError(404, "no envelope and no stored objects of this study")
         if not made.is_new:
@@ -131,7 +137,7 @@ class JmixEndpoint:
             skip_listing=_flag(request, "skip_listing", options.skip_listing),
         )
 
-    async def _find_or_make(self, study_uid: str, wanted: _Wanted) -> StudyEnvelope | None:
+    async def _find_or_make(self, study_uid: str, wanted: _Wanted, request: Request) -> StudyEnvelope | None:
         try:
             return await self._studies.find_or_make(
                 study_uid, skip_hashing=wanted.skip_hashing, skip_listing=wanted.skip_listing
@@ -140,6 +146,7 @@ class JmixEndpoint:
             answer = _failure(error)
             what = answer.message if isinstance(error, DimseError) else error
             logger.warning("study %s cannot be packed: %s", study_uid, what)
+            self._audit.asked(request, good=False)
             raise answer from error
 
     async def upload(self, request: Request) -> Response:
@@ -160,12 +167,14 @@ class JmixEndpoint:
         except EnvelopeError as error:
             raise HTTPError(int(error.kind), str(error)) from error
         except EnvelopeExists as error:
+            await self._audit.uploaded(request, path, good=False)
             raise HTTPError(409, "envelope id already exists") from error
         except (OSError, sqlite3.Error) as error:
             logger.error("an upload could not be stored: %s", error)
             raise HTTPError(507, "the upload could not be stored") from error
         finally:
             path.unlink(missing_ok=True)
+        await self._audit.uploaded(request, stored.path)
         logger.info(
             "envelope %s uploaded: %d objects, %d bytes", stored.id, info.instance_count, stored.size_bytes
         )
@@ -191,6 +200,8 @@ class JmixEndpoint:
             "Content-Disposition": f'attachment; filename="{envelope_id}.{SUFFIXES[wanted]}"',
             "Vary": "Accept",
         }
+        if request.method != "HEAD":
+            await self._audit.served(request, stored.path)
         if wanted is stored.format:
             return Response(200, headers, FileBody(stored.path))
         if request.method == "HEAD":

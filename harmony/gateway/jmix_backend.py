@@ -29,8 +29,10 @@ from pathlib import Path
 
 import msgspec
 
+from harmony.audit.message import DESTINATION, Participant
 from harmony.gateway.addresses import jmix_base_path
 from harmony.gateway.config import Backend as ConfiguredBackend
+from harmony.gateway.envelope_audit import EnvelopeAudit
 from harmony.gateway.http_upstream import upstream_client
 from harmony.gateway.options import JmixBackendOptions
 from harmony.gateway.tls import Certificates
@@ -74,8 +76,14 @@ class Result:
 class JmixUpstream:
     """One upstream JMIX server."""
 
-    def __init__(self, configured: ConfiguredBackend, *, certificates: Certificates | None = None) -> None:
-        """certificates: those of the gateway; None: read now and kept.
+    def __init__(
+        self,
+        configured: ConfiguredBackend,
+        *,
+        certificates: Certificates | None = None,
+        audit: EnvelopeAudit | None = None,
+    ) -> None:
+        """certificates: those of the gateway; None: read now and kept. audit: who is told of each attempt.
 
         Raises ValueError for an address or credentials that cannot be used, OSError for a CA file that is
         not there."""
@@ -84,6 +92,10 @@ class JmixUpstream:
         assert configured.target is not None
         self.name = configured.name
         self.options = options
+        self._audit = audit or EnvelopeAudit(None)
+        self._participant = Participant(
+            configured.target.url, address=configured.target.host, role=DESTINATION
+        )
         self._client = upstream_client(
             configured,
             base_path=jmix_base_path(options.path_prefix, configured.target.base_path),
@@ -97,6 +109,23 @@ class JmixUpstream:
     async def upload(self, envelope_id: str, path: Path, content_type: str) -> Result:
         """Try once to deliver an envelope. Never raises for what the upstream does; OSError when the file is
         unreadable."""
+        contents = await self._audit.upload_begins(path, self._participant)
+        why = "it was not finished"
+        try:
+            result = await self._upload(envelope_id, path, content_type)
+            if result.verdict is Verdict.DELIVERED:
+                why = ""
+            else:
+                why = (
+                    f"the upstream answered {result.status}"
+                    if result.status
+                    else "the upstream did not answer"
+                )
+            return result
+        finally:
+            self._audit.upload_ended(contents, self._participant, why)
+
+    async def _upload(self, envelope_id: str, path: Path, content_type: str) -> Result:
         try:
             answer = await self._client.upload("POST", "", file_path=path, content_type=content_type)
         except UpstreamError as error:

@@ -36,6 +36,7 @@ from harmony.gateway.dicomweb_upstream import DicomwebUpstream
 from harmony.gateway.dimse_bridge import DimseBridge
 from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.echo import Echo
+from harmony.gateway.envelope_audit import EnvelopeAudit
 from harmony.gateway.envelope_builder import EnvelopeBuilder
 from harmony.gateway.http_backend import HttpForward, HttpUpstream
 from harmony.gateway.http_middleware import GuardedRouter, checks_anybody, http_middleware
@@ -300,12 +301,20 @@ class _Assembler:
         builder, envelopes = middleware.options, self._envelopes(middleware.options.store_dir)
         if configured is not None and not isinstance(configured.options, JmixBackendOptions):
             configured = None
+        audit = self._kept(
+            ("the audit of pipeline", pipeline.name), None, lambda: EnvelopeAudit(self.assembly.auditor)
+        )
+        self.assembly.envelope_audits.append(audit)
 
         def make() -> JmixBuilder:
             try:
                 upstream = None
                 if configured is not None:
-                    upstream = JmixUpstream(configured, certificates=self.assembly.certificates)
+                    upstream = JmixUpstream(
+                        configured,
+                        certificates=self.assembly.certificates,
+                        audit=audit,
+                    )
             except (ValueError, OSError) as error:
                 assert configured is not None
                 raise ConfigError([configured.origin.problem("", str(error))]) from error
@@ -409,7 +418,13 @@ class _Assembler:
         self.assembly.studies.append(studies)
         if self.assembly.management is not None:
             self.assembly.management.watch_studies(pipeline.name, endpoint.name, studies)
-        jmix = JmixEndpoint(endpoint, envelopes, studies, on_demand=bool(pipeline.backends))
+        jmix = JmixEndpoint(
+            endpoint,
+            envelopes,
+            studies,
+            on_demand=bool(pipeline.backends),
+            audit=EnvelopeAudit(self.assembly.auditor),
+        )
         self._add_routes(pipeline, endpoint, jmix)
 
     def _add_http(self, pipeline: Pipeline, endpoint: Endpoint, configured: config.Backend) -> None:

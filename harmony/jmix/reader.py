@@ -41,6 +41,7 @@ __all__ = [
     "describe_archive",
     "format_of_content_type",
     "open_archive",
+    "read_metadata",
 ]
 
 MANIFEST = "manifest.json"
@@ -150,6 +151,18 @@ def describe_archive(path: Path, *, limits: Limits) -> tuple[bytes, tuple[str, .
         _json_object(contents, MANIFEST)
         metadata = _json_object(contents, METADATA) if METADATA in contents.documents else {}
         return contents.documents[MANIFEST], _study_instance_uids(metadata)
+
+
+def read_metadata(path: Path, *, limits: Limits | None = None) -> Mapping[str, object]:
+    """Return payload/metadata.json of an archive that was checked when it came; empty when it is encrypted.
+
+    Raises EnvelopeError and OSError. Blocking; a gzip tar is read as a whole for it.
+    """
+    limits = limits or Limits()
+    with open(path, "rb", buffering=0) as file:
+        _, archive = open_archive(file.fileno(), limits=limits)
+        contents = _read_once(archive, limits, only_documents=True)
+        return _json_object(contents, METADATA) if METADATA in contents.documents else {}
 
 
 def format_of_content_type(content_type: str | None) -> ArchiveFormat | None:

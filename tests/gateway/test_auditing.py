@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import ssl
+import zipfile
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -59,6 +61,8 @@ class Site:
         self.folder = folder
         self.dicom_port, self.http_port = dicom_port, http_port
         self.title, self.scp, self.more = "GATEWAY", "", ""
+        self.between = ""
+        """Middleware and backends of the pipeline."""
         self.audit = "enabled = true"
         self._load_config = load_config
         self.gateway: Gateway | None = None
@@ -82,6 +86,7 @@ class Site:
             [pipelines.p]
             networks = ["n"]
             endpoints = ["scp", "web"]
+            {self.between}
             [endpoints.scp]
             service = "dicom_scp"
             [endpoints.scp.options]
@@ -304,6 +309,190 @@ async def test_store_by_http(site, client):
     (received,) = await until_told(site, "DICOM Instances Transferred")
     assert (action(received), outcome(received)) == ("C", "0")
     assert studies(received) == {"1.2.3": {CT: 1}}
+
+
+# Envelopes
+
+JMIX = """
+    [pipelines.q]
+    networks = ["n"]
+    endpoints = ["jmix"]
+    [endpoints.jmix]
+    service = "jmix"
+    options = { path_prefix = "/jmix", min_free_bytes = 0 }
+"""
+
+
+@pytest.fixture
+async def envelopes(site):
+    """The envelopes of a site that packs what it receives."""
+    site.between = 'middleware = ["jmix_builder"]'
+    site.more = JMIX
+    async with HTTPClient(f"http://127.0.0.1:{site.http_port}/jmix/api/jmix", timeout_s=20.0) as client:
+        yield client
+
+
+async def envelope_of(site: Site, envelopes: HTTPClient, until) -> str:
+    """The id of the envelope of two images, once it is built."""
+    await site.start()
+    await site.store(image(1), image(2))
+    (store,) = site.gateway.assembly.envelope_stores.values()
+    await until(lambda: store.find_by_study("1.2.3"))
+    return store.find_by_study("1.2.3")
+
+
+def by_http(site: Site, event: str, wanted: str) -> list[Element]:
+    """Those with this action whose peer is no AE."""
+    return [
+        each
+        for each in site.messages(event)
+        if action(each) == wanted and not any("MODALITY" in one for one, _, _ in participants(each))
+    ]
+
+
+def url_of(query: Element) -> str:
+    return base64.b64decode(query.findtext(".//ParticipantObjectQuery")).decode()
+
+
+@pytest.mark.parametrize("accept", ["application/zip", "application/gzip"])
+async def test_an_envelope_is_fetched_by_id(site, envelopes, until, accept):
+    envelope_id = await envelope_of(site, envelopes, until)
+    assert (await envelopes.request("HEAD", f"/{envelope_id}")).status == 200
+    assert (await envelopes.request("GET", f"/{envelope_id}/manifest")).status == 200
+    assert (await envelopes.request("GET", f"/{envelope_id}", headers={"Accept": accept})).status == 200
+    await until(lambda: by_http(site, "DICOM Instances Transferred", "R"))
+    (sent,) = by_http(site, "DICOM Instances Transferred", "R")
+    assert outcome(sent) == "0"
+    assert participants(sent) == [("GATEWAY", "110153", ""), ("127.0.0.1", "110152", "asks")]
+    assert studies(sent) == {"1.2.3": {CT: 2}}
+    assert patients(sent) == [("4711", "Yamada^Tarou")]
+    assert site.messages("Query") == []
+
+
+async def test_an_envelope_is_asked_for_by_study(site, envelopes, until):
+    await envelope_of(site, envelopes, until)
+    assert (await envelopes.request("GET", "?studyInstanceUid=1.2.3")).status == 200
+    assert (await envelopes.request("GET", "?studyInstanceUid=1.2.9")).status == 404
+    assert (await envelopes.request("GET", "/prime/1.2.3")).status == 200
+    queries = await until_told(site, "Query", 3)
+    base = f"http://127.0.0.1:{site.http_port}/jmix/api/jmix"
+    assert [url_of(each) for each in queries] == [
+        f"{base}?studyInstanceUid=1.2.3",
+        f"{base}?studyInstanceUid=1.2.9",
+        f"{base}/prime/1.2.3",
+    ]
+    assert [outcome(each) for each in queries] == ["0", "0", "0"]
+    assert participants(queries[0]) == [("127.0.0.1", "110153", "asks"), ("GATEWAY", "110152", "")]
+    await until(lambda: by_http(site, "DICOM Instances Transferred", "R"))
+    (sent,) = by_http(site, "DICOM Instances Transferred", "R")
+    assert studies(sent) == {"1.2.3": {CT: 2}}
+
+
+async def test_an_envelope_is_uploaded(site, envelopes, until):
+    envelope_id = await envelope_of(site, envelopes, until)
+    archive = (await envelopes.request("GET", f"/{envelope_id}")).body
+    (store,) = site.gateway.assembly.envelope_stores.values()
+
+    async def upload(body: bytes) -> int:
+        headers = {"Content-Type": "application/zip"}
+        return (await envelopes.request("POST", "", body=body, headers=headers)).status
+
+    assert await upload(archive) == 409
+    await asyncio.to_thread(store.remove, envelope_id)
+    assert await upload(archive) == 201
+    assert await upload(b"no envelope") == 415
+    await until(lambda: len(by_http(site, "DICOM Instances Transferred", "C")) == 2)
+    refused, taken = by_http(site, "DICOM Instances Transferred", "C")
+    assert (outcome(refused), outcome(taken)) == ("4", "0")
+    for each in (refused, taken):
+        assert participants(each) == [("127.0.0.1", "110153", "asks"), ("GATEWAY", "110152", "")]
+        assert studies(each) == {"1.2.3": {CT: 2}}
+        assert patients(each) == [("4711", "Yamada^Tarou")]
+
+
+async def test_an_envelope_that_nobody_can_read_into(site, envelopes, until):
+    """Its payload is encrypted: that it came is told, and nothing about whose it is."""
+    await site.start()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("manifest.json", '{"id": "550e8400-e29b-41d4-a716-446655440000"}')
+        archive.writestr("payload.encrypted", b"x" * 100)
+    headers = {"Content-Type": "application/zip"}
+    assert (await envelopes.request("POST", "", body=content.getvalue(), headers=headers)).status == 201
+    (received,) = await until_told(site, "DICOM Instances Transferred")
+    assert (action(received), outcome(received)) == ("C", "0")
+    assert studies(received) == {"unknown": {}}
+    assert patients(received) == [("unknown", "")]
+
+
+@pytest.fixture
+async def forwarding(site, upstream):
+    site.between = 'middleware = ["jmix_builder"]\nbackends = ["up"]'
+    site.more = f"""
+        [backends.up]
+        service = "jmix_backend"
+        connection = {{ host = "127.0.0.1", port = {upstream.port} }}
+        options = {{ retry_backoff_secs = 0.01, retry_backoff_max_secs = 0.05 }}
+    """
+    return upstream
+
+
+def forwarded(site: Site) -> list[Element]:
+    return by_http(site, "DICOM Instances Transferred", "R")
+
+
+async def test_each_attempt_to_bring_an_envelope_upstream(site, forwarding, until):
+    forwarding.answers.extend(["503 Yamada is not known here", "close", 201])
+    await site.start()
+    await site.store(image(1), image(2))
+    await until(lambda: len(forwarded(site)) == 3)
+    begun, ended = site.messages("Begin Transferring DICOM Instances"), forwarded(site)
+    assert [(action(each), outcome(each)) for each in begun] == [("E", "0")] * 3
+    assert [outcome(each) for each in ended] == ["4", "4", "0"]
+    assert [each.findtext("EventIdentification/EventOutcomeDescription", "") for each in ended] == [
+        "the upstream answered 503",
+        "the upstream did not answer",
+        "",
+    ]
+    for each in (*begun, *ended):
+        url = f"http://127.0.0.1:{forwarding.port}"
+        assert participants(each) == [("GATEWAY", "110153", "asks"), (url, "110152", "")]
+        assert studies(each) == {"1.2.3": {CT: 2}}
+        assert patients(each) == [("4711", "Yamada^Tarou")]
+
+
+async def test_an_envelope_that_is_refused_upstream(site, forwarding, until):
+    forwarding.answers.append(422)
+    await site.start()
+    await site.store(image(1))
+    await until(lambda: forwarded(site))
+    (ended,) = forwarded(site)
+    assert outcome(ended) == "4"
+    assert ended.findtext("EventIdentification/EventOutcomeDescription") == "the upstream answered 422"
+
+
+async def test_an_attempt_that_the_end_cuts_short(site, forwarding, until):
+    forwarding.answers.append("hang")
+    gateway = await site.start()
+    await site.store(image(1))
+    await forwarding.next()
+    site.gateway = None
+    await gateway.stop(0.0)
+    (ended,) = forwarded(site)
+    assert outcome(ended) == "4"
+    assert ended.findtext("EventIdentification/EventOutcomeDescription") == "it was not finished"
+
+
+async def test_what_goes_upstream_is_told_from_when_a_trail_is_kept(site, forwarding, until):
+    site.audit = "enabled = false"
+    gateway = await site.start()
+    await site.store(image(1))
+    await forwarding.next()
+    site.audit = "enabled = true"
+    await gateway.reload()
+    await site.store(image(1, study="1.2.4"))
+    await until(lambda: forwarded(site))
+    assert [list(studies(each)) for each in forwarded(site)] == [["1.2.4"]]
 
 
 async def test_an_association_that_is_refused(site):
