@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -488,6 +490,33 @@ async def test_associations(tmp_path, free_port, caplog) -> None:
         assert (outcomes[-1].name, outcomes[-1].method, outcomes[-1].failure) == ("alice", "saml", None)
         assert "mallory" not in caplog.text
         assert "SignatureValue" not in caplog.text
+    finally:
+        await gateway.stop(1.0)
+
+
+@pytest.mark.interop
+async def test_dcmtk(tmp_path, free_port, require_peer, pydicom_files) -> None:
+    storescu = require_peer("storescu")
+    sample = next(one for one in pydicom_files if one.transfer_syntax_uid == "1.2.840.10008.1.2.1")
+    options = f'idp_cert_path = "{tmp_path}/idp.pem"\naudience = "{HERE}"'
+    gateway = Gateway(write_config(tmp_path, free_port, options))
+    file = tmp_path / "assertion.xml"
+
+    async def send(document: bytes) -> str:
+        file.write_bytes(document)
+        arguments = ("-v", "-R", "-aec", "SCP", "--saml", file, "-rsp", "127.0.0.1", free_port, sample.path)
+        process = await asyncio.create_subprocess_exec(
+            storescu, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        async with asyncio.timeout(60):
+            printed, _ = await process.communicate()
+        return printed.decode(errors="replace")
+
+    await gateway.start()
+    try:
+        good = assertion(conditions=CURRENT)
+        assert "Association Accepted" in await send(IDENTITY_PROVIDER.sign(good))
+        assert "Rejected Permanent" in await send(STRANGER.sign(good))
     finally:
         await gateway.stop(1.0)
 
