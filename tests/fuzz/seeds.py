@@ -43,6 +43,27 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
+def _assertions() -> Iterator[bytes]:
+    """SAML 2.0 core §2.3.3, not signed yet."""
+    for conditions, subject in (
+        ('NotOnOrAfter="2026-05-01T12:05:00Z"', "<s:NameID>alice</s:NameID>"),
+        (
+            'NotBefore="2026-05-01T12:00:00.000Z" NotOnOrAfter="2026-05-02T00:00:00+02:00"',
+            "<s:NameID>a</s:NameID>",
+        ),
+        ("", "<s:EncryptedID/>"),
+    ):
+        yield (
+            '<s:Assertion xmlns:s="urn:oasis:names:tc:SAML:2.0:assertion" Version="2.0" ID="_1">'
+            f"<s:Issuer>urn:idp</s:Issuer><s:Subject>{subject}"
+            '<s:SubjectConfirmation Method="urn:oasis:names:tc:SAML:2.0:cm:bearer">'
+            '<s:SubjectConfirmationData Recipient="urn:here"/></s:SubjectConfirmation></s:Subject>'
+            f"<s:Conditions {conditions}><s:AudienceRestriction><s:Audience>urn:here</s:Audience>"
+            "</s:AudienceRestriction></s:Conditions></s:Assertion>"
+        ).encode()
+    yield b'<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><a>&e;</a>'
+
+
 def _pdus() -> list[bytes]:
     information = UserInformation(
         16384,
@@ -398,6 +419,7 @@ def seeds() -> dict[str, list[bytes]]:
             b'{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"1"}]}',
             b'{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"},{"kty":"EC","crv":"P-256","x":"AA","y":"AA","alg":"ES256"}]}',
         ],
+        "saml_assertion": list(_assertions()),
         "pdu": [each[:1] + each[6:] for each in pdus],
         "upper_layer": list(_upper_layer()),
         "negotiation": [pdus[0][6:]],

@@ -1,4 +1,4 @@
-"""Who comes in: PROXY headers, Forwarded and X-Forwarded-For, Authorization, JSON Web Tokens and sets of keys."""
+"""Who comes in: PROXY and Forwarded headers, Authorization, JSON Web Tokens and sets of keys, SAML assertions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from lxml import etree
+from signxml import XMLSigner
+from signxml.exceptions import SignXMLException
 
 from harmony.gateway.address_range import AddressRange, address_of
+from harmony.gateway.authenticators import EvidenceRefused
 from harmony.gateway.config import Listener
 from harmony.gateway.forwarded import trace
 from harmony.gateway.json_web_token import FixedKey, TokenRefused, TokenRules, keys_of_set, secret_key
+from harmony.gateway.saml import AssertionRules
 from harmony.http import Request
 from harmony.http.authorization import MalformedCredentials, basic_credentials, bearer_token
 from harmony.http.headers import Headers
@@ -90,3 +100,41 @@ def key_set(data: bytes) -> None:
     for key in keys_of_set(data):
         assert key.algorithms
         repr(key)
+
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+CERTIFICATE = (
+    x509.CertificateBuilder()
+    .subject_name(x509.Name([]))
+    .issuer_name(x509.Name([]))
+    .public_key(KEY.public_key())
+    .serial_number(1)
+    .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+    .not_valid_after(datetime(2120, 1, 1, tzinfo=UTC))
+    .sign(KEY, hashes.SHA256())
+)
+ASSERTIONS = AssertionRules(
+    (CERTIFICATE,), ("urn:here",), ("urn:idp",), now=lambda: datetime(2026, 5, 1, 12, tzinfo=UTC)
+)
+
+
+@target(EvidenceRefused)
+def saml_assertion(data: bytes) -> None:
+    """As it comes, which is never good; and properly signed, by an identity provider with ideas of its own."""
+    try:
+        ASSERTIONS.check(data)
+    except EvidenceRefused:
+        pass
+    else:
+        raise AssertionError("taken without a signature")
+    try:
+        root = etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True))
+        signer = XMLSigner(
+            c14n_algorithm="http://www.w3.org/2001/10/xml-exc-c14n#", signature_algorithm="ecdsa-sha256"
+        )
+        signed = signer.sign(root, key=KEY, reference_uri=root.get("ID"), id_attribute="ID")
+    except (SignXMLException, etree.LxmlError, ValueError, TypeError, AttributeError):
+        return
+    name, response = ASSERTIONS.check(etree.tostring(signed))
+    assert name
+    assert response == b""
