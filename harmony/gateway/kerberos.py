@@ -6,7 +6,8 @@ libraries produce. The answer, an AP-REP, is in the same form; there is none for
 service authenticated as well.
 
 MIT Kerberos checks keys, times (its `clockskew`) and repetitions, in a replay cache that processes share. Where all
-that is found is `krb5.conf`'s business. The keytab is read each time, so that its keys can change.
+that is found is `krb5.conf`'s business. The keytab is read each time, so that its keys can change. When it or the
+replay cache cannot be used nobody is let in, and the log says why.
 
 The only module that needs the extra `kerberos` (gssapi, on the system's Kerberos library). Everything blocks.
 """
@@ -19,6 +20,7 @@ from typing import Final
 import gssapi
 
 from harmony.gateway.authenticators import EvidenceRefused
+from harmony.gateway.jwks import KeysUnavailable
 
 __all__ = ["TicketAcceptor"]
 
@@ -45,6 +47,15 @@ REASONS: Final = {  # RFC 4120 §7.5.9
     45: "it is for a key that is not in the keytab",
 }
 
+OURS: Final = frozenset((*range(159, 173), 183, 184, 211, 213, 215))
+"""KRB5_RC_..., KRB5_RCACHE_..., KRB5_KT_NOWRITE and _IOERR, KRB5_KEYTAB_BADVNO: replay cache or keytab is broken."""
+KEYTAB_IS_EMPTY: Final = 181
+"""KRB5_KT_NOTFOUND, also for a file that is no keytab."""
+MAXIMUM_ERRNO: Final = 255
+"""Minor codes up to it are those of the operating system."""
+NO_KEY: Final = 39756033
+"""KG_KEYTAB_NOMATCH, of the GSS-API library."""
+
 
 class TicketAcceptor:
     """One service, and the keys that it has."""
@@ -65,11 +76,13 @@ class TicketAcceptor:
                 store={"keytab": f"FILE:{keytab_path}"},
             )
         except gssapi.exceptions.GSSError as error:
-            whose = f"for {service_principal}" if service_principal is not None else "at all"
-            raise ValueError(f"holds no key {whose}") from error
+            if _number(error) == KEYTAB_IS_EMPTY or error.min_code == NO_KEY:
+                whose = f"for {service_principal}" if service_principal is not None else "at all"
+                raise ValueError(f"holds no key {whose}") from error
+            raise ValueError(f"cannot be used: {_words(error)}") from error
 
     def accept(self, ticket: bytes) -> tuple[str, bytes]:
-        """The client's principal and the answer to it, b"" for none. Raises EvidenceRefused."""
+        """The client's principal and the answer to it, b"" for none. Raises EvidenceRefused and KeysUnavailable."""
         bare = ticket[:1] == bytes((AP_REQ,))
         context = gssapi.SecurityContext(creds=self._credentials, usage="accept")
         try:
@@ -79,10 +92,21 @@ class TicketAcceptor:
                 raise EvidenceRefused("the ticket names nobody")
             client = str(context.initiator_name)
         except gssapi.exceptions.GSSError as error:
+            if _number(error) in OURS or 0 < error.min_code <= MAXIMUM_ERRNO:
+                raise KeysUnavailable(f"tickets cannot be checked: {_words(error)}") from error
             # The library's words quote what came.
-            reason = REASONS.get((error.min_code & 0xFFFFFFFF) - ERROR_TABLE_BASE, "it is malformed")
+            reason = REASONS.get(_number(error), "it is malformed")
             raise EvidenceRefused(f"the ticket is refused: {reason}") from None
         return client, _bare(answer) if bare else answer
+
+
+def _number(error: gssapi.exceptions.GSSError) -> int:
+    """In the table of Kerberos; out of its range for others."""
+    return (int(error.min_code) & 0xFFFFFFFF) - ERROR_TABLE_BASE
+
+
+def _words(error: gssapi.exceptions.GSSError) -> str:
+    return " ".join(map(str, error.get_all_statuses(error.min_code, False)))
 
 
 def _token(inner: bytes) -> bytes:

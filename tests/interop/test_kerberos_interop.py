@@ -383,6 +383,18 @@ async def test_failures_lock_nobody_out(realm, guarded) -> None:
     assert await gateway.call(3, realm.ticket()) == ALICE
 
 
+async def test_used_tickets_cannot_be_remembered(realm, guarded, monkeypatch, caplog) -> None:
+    """Without a replay cache nobody is let in, and may come again later; the operator hears why."""
+    caplog.set_level("INFO", "harmony.gateway")
+    monkeypatch.setenv("KRB5RCACHENAME", f"file2:{realm.folder}/none/replays")
+    gateway = await guarded()
+    assert await gateway.call(3, realm.ticket()) == (2, 2, 1)
+    assert gateway.outcomes[-1].failure is Failure.UNAVAILABLE
+    assert (
+        f"tickets cannot be checked: No such file or directory (filename: {realm.folder}/none" in caplog.text
+    )
+
+
 async def test_tickets_are_not_logged(realm, guarded, caplog) -> None:
     gateway = await guarded()
     ticket = realm.ticket()
@@ -399,6 +411,7 @@ async def test_tickets_are_not_logged(realm, guarded, caplog) -> None:
         ("", "keytab_path", "is missing, must be set for method"),
         ('keytab_path = "/none"', "keytab_path", '"/none" cannot be read: No such file'),
         ('keytab_path = "{folder}/krb5.conf"', "keytab_path", "holds no key at all"),
+        ('keytab_path = "{keytab}"\nservice_principal = "a@b@c"', "keytab_path", "cannot be used: "),
         (
             'keytab_path = "{keytab}"\nservice_principal = "dicom/x@EXAMPLE.TEST"',
             "keytab_path",
