@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,7 +122,13 @@ class Realm:
 
     def _serve(self, env: dict[str, str], before: list[str]) -> None:
         command = [*before, self.require_peer("krb5kdc"), "-n"]
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.processes.append(process)
         deadline = time.monotonic() + READY_S
         while True:
@@ -137,7 +145,8 @@ class Realm:
 
     def stop(self) -> None:
         for process in self.processes:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # faketime runs its program as a child
             process.wait()
 
     def ticket(self, user: str = "alice", service: str = SERVICE, *, flags: int = MUTUAL) -> bytes:
