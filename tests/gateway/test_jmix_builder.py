@@ -403,6 +403,6 @@ async def test_single_envelope_that_cannot_be_built(instance_mode, upstream, mak
     store = instance_mode.storage / "jmix-store"
     store.rename(instance_mode.folder / "elsewhere")
     async with instance_mode.associate() as scu:
-        assert await status_of(scu, make_instance("1.1")) == 0xC000
+        assert await status_of(scu, make_instance("1.1")) == 0xA700
         (instance_mode.folder / "elsewhere").rename(store)
         assert await status_of(scu, make_instance("1.1")) == 0x0000
