@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from harmony.archive.index import ArchiveIndexError, Index, IndexedInstance
 from harmony.archive.stored_header import NotOurs, read_stored_header
 
-__all__ = ["BATCH", "Progress", "Report", "compare", "index_paths"]
+__all__ = ["BATCH", "Progress", "Report", "compare", "index_paths", "stored_files"]
 
 logger = logging.getLogger("harmony.archive")
 
@@ -56,7 +56,7 @@ def compare(index: Index, root: str, report: Report | None = None) -> Progress:
     known = {hash(entry) for entry in index.files()}
     seen: set[int] = set()
     differing: list[str] = []
-    for path, size_bytes, received_ns in _files(root, progress):
+    for path, size_bytes, received_ns in stored_files(root, progress):
         progress.files += 1
         if hash((path, size_bytes, received_ns)) in known:
             seen.add(hash(path))
@@ -78,7 +78,7 @@ def compare(index: Index, root: str, report: Report | None = None) -> Progress:
     return progress
 
 
-def _files(root: str, progress: Progress) -> Iterator[tuple[str, int, int]]:
+def stored_files(root: str, progress: Progress) -> Iterator[tuple[str, int, int]]:
     """Yield path, size and time of what may be ours: `<study>/<series>/<name>.dcm`. Nothing hidden, no links."""
     for study in _entries(root, "", progress):
         for series in _entries(root, f"{study.name}/", progress) if _is_folder(study, "", progress) else ():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from io import FileIO
 
+from harmony.archive.torn import ends_early
 from harmony.dimse.part10 import Part10Error, read_file_meta_from
 
-__all__ = ["data_set_sha256", "same_data_set"]
+__all__ = ["data_set_sha256", "is_torn_copy", "same_data_set"]
 
 _CHUNK_BYTES = 256 * 1024  # large enough for the disk, small enough for the cache
 
@@ -29,20 +31,37 @@ def same_data_set(existing: str, arrived: str, data_set_offset: int) -> bool:
         size = os.fstat(first.fileno()).st_size - existing_offset
         if size != os.fstat(second.fileno()).st_size - data_set_offset:
             return False
-        first.seek(existing_offset)
-        second.seek(data_set_offset)
-        while True:
-            chunk = first.read(_CHUNK_BYTES)
-            if not chunk:
-                return True
-            other = b""
-            while len(other) < len(chunk):
-                more = second.read(len(chunk) - len(other))
-                if not more:
-                    return False
-                other += more
-            if chunk != other:
+        return _begins_with(first, existing_offset, second, data_set_offset)
+
+
+def is_torn_copy(existing: str, arrived: str, data_set_offset: int) -> bool:
+    """Tell whether `existing` is what a power cut left of the data set in `arrived`: the same, and it ends early.
+
+    Raises OSError.
+    """
+    try:
+        existing_offset = read_file_meta_from(existing).data_set_offset
+    except Part10Error:
+        return ends_early(existing)
+    with open(existing, "rb", buffering=0) as first, open(arrived, "rb", buffering=0) as second:
+        begins = _begins_with(first, existing_offset, second, data_set_offset)
+    return begins and ends_early(existing)
+
+
+def _begins_with(first: FileIO, first_offset: int, second: FileIO, second_offset: int) -> bool:
+    """Whether all of `first` is in `second`, each from its offset on."""
+    first.seek(first_offset)
+    second.seek(second_offset)
+    while chunk := first.read(_CHUNK_BYTES):
+        other = b""
+        while len(other) < len(chunk):
+            more = second.read(len(chunk) - len(other))
+            if not more:
                 return False
+            other += more
+        if chunk != other:
+            return False
+    return True
 
 
 def data_set_sha256(path: str, data_set_offset: int) -> str:

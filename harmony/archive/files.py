@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
-from harmony.archive.duplicates import data_set_sha256, same_data_set
+from harmony.archive.duplicates import data_set_sha256, is_torn_copy, same_data_set
 from harmony.archive.durability import GroupCommit
 from harmony.archive.folder import Folder, remove
 from harmony.archive.stored import Disposition, Journal, StoredObject, refusal
@@ -392,6 +392,9 @@ class FileSink:
             return Disposition.STORED
         if same_data_set(self.path, self._temporary, self._meta_bytes):
             return Disposition.IDENTICAL
+        if is_torn_copy(self.path, self._temporary, self._meta_bytes):
+            logger.warning("%s was cut off, and is replaced", path_component(self._sop_instance_uid))
+            return Disposition.REPLACED
         match self._store.duplicates:
             case "keep_first":
                 uid = path_component(self._sop_instance_uid)

@@ -10,8 +10,9 @@ for the interpreter. It catches up, at 5 000 to 10 000 small objects/s, as soon 
 long a queue: a query right after a flood waits for what the flood left, 0.1 ms per object.
 
 After a crash of the program the log says what to index; after one of the machine, or when the log cannot say, every
-file is compared with the index by size and time; an index that is missing, damaged or of another version is made
-again from the files. All of this happens in `open`, before the first answer.
+file is compared with the index by size and time, and files that were cut off are set aside (`torn`); an index that is
+missing, damaged or of another version is made again from the files. All of this happens in `open`, before the first
+answer.
 
 Everything but `append`, `stored`, `at_once` and `stream` blocks. Called by the gateway, and by `harmony index rebuild`.
 """
@@ -29,7 +30,7 @@ from typing import NamedTuple, TypeVar
 
 from harmony.archive import comparison
 from harmony.archive.at_once import AtOnce
-from harmony.archive.comparison import Progress, Report, compare, index_paths
+from harmony.archive.comparison import Progress, Report, compare, index_paths, stored_files
 from harmony.archive.index import (
     ArchiveIndexError,
     Counts,
@@ -46,6 +47,7 @@ from harmony.archive.pending import PendingLog
 from harmony.archive.sqlite_index import SQLiteIndex
 from harmony.archive.stored import Disposition, StoredObject
 from harmony.archive.streaming import stream
+from harmony.archive.torn import set_aside
 from harmony.dicom.json_model import vr_of
 
 __all__ = ["ArchiveIndex", "Progress", "Report", "rebuild", "stream"]
@@ -114,6 +116,8 @@ class ArchiveIndex:
         self._thread: threading.Thread | None = None
         self._stale_mark = 0
         self._at_once = AtOnce()
+        self.torn_count = 0
+        """Files that were set aside when it was opened, because they were cut off."""
 
     def __repr__(self) -> str:
         return f"<ArchiveIndex {self.directory} {self._queued - self._done} waiting>"
@@ -130,6 +134,10 @@ class ArchiveIndex:
         )
         try:
             log = PendingLog(self.directory)
+            if index.may_have_lost_power:
+                indexed = {hash(path): size_bytes for path, size_bytes, _ in index.files()}
+                files = stored_files(self.root, Progress())
+                self.torn_count = len(set_aside(self.root, files, written=log.sizes, indexed=indexed))
             if index.state is not IndexState.CURRENT:
                 progress = compare(index, self.root, report)
                 if progress.files or progress.removed:
@@ -174,7 +182,7 @@ class ArchiveIndex:
     def append(self, stored: StoredObject) -> None:
         """Write an object down, before it has its name (`Journal`). Raises OSError."""
         if self._log is not None and stored.disposition not in _UNCHANGED:
-            self._log.append(stored.path[self._prefix :])
+            self._log.append(stored.path[self._prefix :], stored.size_bytes)
 
     def sync(self) -> None:
         """Make what was written down durable (`Journal`); in a worker thread."""

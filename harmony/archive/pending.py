@@ -1,8 +1,8 @@
 """Which files are not in the index yet, written down before they are there: a crash forgets none of them.
 
-A line with the file's path is appended to a log before the file gets its name, so a file of which neither the index
-nor the log knows cannot come to be. Lines whose files are in the index are dropped by starting the next log with the
-others; a log is removed when the one after it is complete. What a start finds in the logs is indexed again, which
+A line with the file's path and size is appended to a log before the file gets its name, so a file of which neither the
+index nor the log knows cannot come to be. Lines whose files are in the index are dropped by starting the next log with
+the others; a log is removed when the one after it is complete. What a start finds in the logs is indexed again, which
 changes nothing where it was indexed already.
 
 `append` and `sync` are those of `harmony.archive.stored.Journal`: one write(2) per object in the event loop, 3 us.
@@ -33,12 +33,17 @@ class PendingLog:
         logs = sorted(
             (int(match[1]), path) for path in directory.iterdir() if (match := _LOG.fullmatch(path.name))
         )
-        self.found: list[str] = list(dict.fromkeys(line for _, path in logs for line in _read(path)))
+        found: dict[str, int] = {}
+        for _, path in logs:
+            found.update(_read(path))
+        self.found: list[str] = list(found)
         """Paths that earlier logs name, in their order, each once."""
+        self.sizes = {path: size for path, size in found.items() if size}
+        """What each was to have, in bytes, where the log says it."""
         self._old = [path for _, path in logs]
         self._number = logs[-1][0] + 1 if logs else 0
         self._lock = threading.Lock()
-        self._pending: dict[str, int] = {}  # path: the number of its latest line
+        self._pending: dict[str, tuple[int, int]] = {}  # path: the number of its latest line, the file's size
         self._lines = 0
         self._lines_in_log = 0
         self._fd = os.open(self._path(), _FLAGS, 0o640)
@@ -46,9 +51,9 @@ class PendingLog:
     def _path(self) -> Path:
         return self._directory / f"pending-{self._number}.log"
 
-    def append(self, path: str) -> None:
-        """Write down a path, relative to the archive's root."""
-        line = f"{path}\n".encode("utf-8", "surrogateescape")
+    def append(self, path: str, size_bytes: int = 0) -> None:
+        """Write down a path, relative to the archive's root, and how large the file is; 0: that is not known."""
+        line = _line(path, size_bytes)
         with self._lock:
             written = os.write(self._fd, line)
             if written < len(line):  # the disk is full: end the torn line, so that it spoils no other
@@ -56,7 +61,7 @@ class PendingLog:
                 raise OSError("the index's log could not be written completely")
             self._lines += 1
             self._lines_in_log += 1
-            self._pending[path] = self._lines
+            self._pending[path] = self._lines, size_bytes
 
     def sync(self) -> None:
         """Put what was appended on the disk. May run in any thread."""
@@ -75,13 +80,13 @@ class PendingLog:
         """Drop paths that are in the index, unless a line was appended for them after `mark`."""
         with self._lock:
             for path in paths:
-                if self._pending.get(path, mark + 1) <= mark:
+                if path in self._pending and self._pending[path][0] <= mark:
                     del self._pending[path]
 
     def pending(self, before: int) -> list[str]:
         """Return the paths not settled whose latest line is at or before a mark."""
         with self._lock:
-            return [path for path, number in self._pending.items() if number <= before]
+            return [path for path, (number, _) in self._pending.items() if number <= before]
 
     @property
     def is_due(self) -> bool:
@@ -95,11 +100,11 @@ class PendingLog:
             self._number += 1
             self._fd = os.open(self._path(), _FLAGS, 0o640)
             self._lines_in_log = 0
-            pending = list(self._pending)
+            pending = [_line(path, size_bytes) for path, (_, size_bytes) in self._pending.items()]
         # From here on append() writes into the new log, so the old one holds nothing that is not in `pending`.
         os.close(old_fd)
         with self._path().open("ab", buffering=0) as file:
-            file.write("".join(f"{path}\n" for path in pending).encode("utf-8", "surrogateescape"))
+            file.write(b"".join(pending))
             if durable:
                 os.fdatasync(file.fileno())
         for path in (*self._old, old_path):
@@ -115,7 +120,15 @@ class PendingLog:
                     path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> list[str]:
-    """Return the complete lines; what comes after the last one belongs to a file that did not get its name."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [line.decode("utf-8", "surrogateescape") for line in lines if line]
+def _line(path: str, size_bytes: int) -> bytes:
+    return f"{path}\t{size_bytes}\n".encode("utf-8", "surrogateescape")
+
+
+def _read(path: Path) -> dict[str, int]:
+    """Return what the complete lines say; what comes after the last belongs to a file that did not get its name."""
+    found: dict[str, int] = {}
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        name, _, size = line.decode("utf-8", "surrogateescape").partition("\t")
+        if name:
+            found[name] = int(size) if size.isdecimal() else 0
+    return found

@@ -61,7 +61,7 @@ from harmony.archive.sqlite_query import (
     conditions_of,
     unique,
 )
-from harmony.archive.sqlite_schema import TABLES, connect, create, damage
+from harmony.archive.sqlite_schema import OTHER_VERSION, TABLES, connect, create, damage
 from harmony.archive.sqlite_writer import SQLiteWriter
 
 __all__ = ["SQLiteIndex"]
@@ -130,6 +130,10 @@ class SQLiteIndex:
         reason = "it was found damaged" if marker.exists() else damage(self._path, thorough=False)
         opened = "" if reason else self._meta_of_file("opened")
         suspect = bool(opened) and (opened != boot_id or not boot_id)
+        self.may_have_lost_power = suspect or (
+            reason is not None and self._path.exists() and not marker.exists() and OTHER_VERSION not in reason
+        )
+        """Whether the machine stopped while it was open. One that cannot be read does not say."""
         if reason is None and suspect:
             reason = damage(self._path, thorough=True)
         if reason is not None:

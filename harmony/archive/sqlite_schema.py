@@ -24,6 +24,8 @@ __all__ = ["connect", "create", "damage"]
 APPLICATION_ID = 0x4861726D  # "Harm"
 SCHEMA_VERSION = 2
 """Raised with every change of the tables or of what is in them; an index of another version is made again."""
+OTHER_VERSION = "its application id and version are"
+"""How `damage` begins to say that."""
 
 BUSY_S = 10.0
 """Wait for a lock held by another connection; only opening and closing take one that readers notice."""
@@ -190,7 +192,7 @@ def damage(path: Path, *, thorough: bool) -> str | None:
                 database.execute("PRAGMA user_version").fetchone()[0],
             )
             if found != (APPLICATION_ID, SCHEMA_VERSION):
-                return f"its application id and version are {found[0]:#x} and {found[1]}"
+                return f"{OTHER_VERSION} {found[0]:#x} and {found[1]}"
             for table in TABLES:
                 database.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
             if thorough:

@@ -26,7 +26,7 @@ class Disposition(Enum):
     KEPT_BOTH = "kept both"
     """A different data set has this SOP Instance UID; this one is stored beside it."""
     REPLACED = "replaced"
-    """A different data set had this SOP Instance UID and is gone."""
+    """A different data set had this SOP Instance UID, or what a power cut left of this one, and is gone."""
 
     @property
     def outcome(self) -> Outcome:

@@ -148,5 +148,12 @@ def archive_source(pipeline: str, index: ArchiveIndex) -> Source:
         )
         backlog.add_metric([pipeline], waiting)
         yield backlog
+        torn = GaugeMetricFamily(
+            "harmony_archive_torn_files",
+            "Files that were cut off by a power cut, and set aside at the last start.",
+            labels=["pipeline"],
+        )
+        torn.add_metric([pipeline], index.torn_count)
+        yield torn
 
     return ask

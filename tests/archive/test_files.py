@@ -402,6 +402,30 @@ def test_a_disk_that_fails_is_an_answer_and_leaves_nothing(store, root, monkeypa
     assert store_object(store, data_set()).is_success
 
 
+@pytest.mark.parametrize("duplicates", ["keep_first", "keep_both", "refuse"])
+@pytest.mark.parametrize("size", [0, 100, 300, -1])
+def test_what_a_power_cut_left_is_replaced_by_the_repetition(make_store, root, duplicates, size):
+    store = make_store(duplicates=duplicates)
+    store_object(store, data_set())
+    path = root / "1.2.3/1.2.3.9/1.2.3.9.1.dcm"
+    os.truncate(path, size % path.stat().st_size)
+    stored: list[StoredObject] = []
+    assert store_object(store, data_set(), on_stored=stored.append) == Outcome(Status.SUCCESS)
+    assert stored[0].disposition is Disposition.REPLACED
+    assert stored_data(root) == data_set()
+
+
+def test_a_torn_file_of_another_object_and_a_shorter_object_are_kept(store, root):
+    store_object(store, data_set())
+    path = root / "1.2.3/1.2.3.9/1.2.3.9.1.dcm"
+    os.truncate(path, path.stat().st_size - 1)
+    assert store_object(store, data_set(comment=b"other")).status == 0xB000
+    path.unlink()
+    store_object(store, data_set())
+    more = data_set() + element(0xFFFCFFFC, b"OB", b"")
+    assert store_object(store, more).status == 0xB000
+
+
 def test_a_full_disk_is_out_of_resources(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()

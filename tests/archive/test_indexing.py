@@ -359,6 +359,34 @@ async def test_after_a_crash_of_the_machine_files_are_compared(
     assert reports == [(3, 1, 1)]
 
 
+async def test_after_a_crash_of_the_machine_torn_files_are_set_aside(
+    files: FileStore,
+    make_archive: Callable[..., ArchiveIndex],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    archive = make_archive()
+    for n in range(1, 4):
+        await store(files, archive, f"1.1.1.{n}")
+    archive.flush()
+    monkeypatch.setattr(archive, "_index_batch", lambda *_: (_ for _ in ()).throw(OSError("too late")))
+    await store(files, archive, "1.1.1.4")
+    archive._index._set_meta("opened", "another boot")
+    crash(archive, monkeypatch)
+    monkeypatch.undo()
+    series = tmp_path / "archive/1.1/1.1.1"
+    for n in (2, 4):
+        path = series / f"1.1.1.{n}.dcm"
+        os.truncate(path, path.stat().st_size - 5)
+    again = make_archive()
+    assert found(again) == ["1.1.1.1", "1.1.1.3"]
+    assert again.torn_count == 2
+    assert len(list((tmp_path / "archive/.torn/1.1/1.1.1").iterdir())) == 2
+    for n in (2, 4):  # their senders repeat them
+        assert (await store(files, again, f"1.1.1.{n}")).status == 0x0000
+    assert found(again) == [f"1.1.1.{n}" for n in range(1, 5)]
+
+
 @pytest.mark.parametrize("size", [0, 4096, 30_000])
 async def test_a_truncated_index_is_rebuilt_at_the_next_start(
     files: FileStore, make_archive: Callable[..., ArchiveIndex], size: int
@@ -593,14 +621,16 @@ def test_a_file_cut_short_is_not_ours(tmp_path: Path, size: int) -> None:
 def test_log_keeps_what_was_not_settled(tmp_path: Path) -> None:
     log = PendingLog(tmp_path)
     for path in ("a", "b", "c", "b"):
-        log.append(path)
+        log.append(path, 7)
     mark = log.mark()
-    log.append("c")  # again, after the mark: as if replaced meanwhile
+    log.append("c", 7)  # again, after the mark: as if replaced meanwhile
     log.settle(["a", "c"], mark)
     log.sync()
     log.rotate(durable=True)
     log.append("d")
-    assert PendingLog(tmp_path).found == ["b", "c", "d"]
+    again = PendingLog(tmp_path)
+    assert again.found == ["b", "c", "d"]
+    assert again.sizes == {"b": 7, "c": 7}
 
 
 def test_log_passes_over_a_line_that_was_torn(tmp_path: Path) -> None:

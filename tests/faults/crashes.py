@@ -1,8 +1,8 @@
 """Ends that nobody planned: SIGKILL, a power cut, an index that is locked or overwritten, SIGTERM with work in flight.
 
 A power cut is played: the gateway is killed, and what a disk may lose of what was never synced is taken away or zeroed.
-What was acknowledged with durability "fsync" is no part of that. The index is told that it was open in another boot,
-which is how it learns of a power cut.
+What was acknowledged with durability "fsync" is no part of that; with "os" it is, and its senders have to repeat it.
+The index is told that it was open in another boot, which is how it learns of a power cut.
 """
 
 from __future__ import annotations
@@ -52,6 +52,32 @@ async def power_cut(trial: Trial) -> None:
         for sop_instance_uid, data in received(root):
             number = int(sop_instance_uid.removeprefix("1.2.3."))
             assert data == instance_of(number).data, f"{number} is not what was sent"
+        await trial.all_found()
+
+
+@fault(interrupts=True, gap_s=RESTART_GAP_S, reads=False)  # what was acknowledged last is what is cut
+async def power_cut_unsynced(trial: Trial) -> None:
+    """The same with durability "os": files under their final names are cut off as well; set aside, and stored again."""
+    choice = random.Random(6)
+    root = trial.gateway.root
+    for _ in range(trial.many(15, 2)):
+        await trial.served(choice.randint(20, 60))
+        async with trial.restarted():
+            trial.gateway.kill()
+            await trial.gateway.wait()
+            stored = sorted(root.glob("[!.]*/*/*"), key=lambda path: path.stat().st_mtime_ns)
+            cut = [path for path in stored[-20:] if choice.random() < 0.5]
+            for path in cut:
+                os.truncate(path, choice.randrange(path.stat().st_size))
+            for path in [*(root / ".index").glob("pending-*"), *(root / ".index").glob("*-wal")]:
+                os.truncate(path, choice.randint(0, path.stat().st_size))
+            another_boot(root)
+        trial.injected += len(cut)
+        numbers = [int(path.stem.removeprefix("1.2.3.")) for path in cut]
+        assert not set(await asyncio.to_thread(trial.found)) & {path.stem for path in cut}
+        async with trial.senders[0].association() as scu:
+            for number in numbers:
+                assert (await scu.store(instance_of(number))).status == 0x0000
         await trial.all_found()
 
 
