@@ -120,11 +120,13 @@ class ListenerTable(Table, frozen=True):
     proxy_protocol: bool = False
     max_connections: Annotated[int, Meta(ge=1, le=65535)] = ServerLimits().maximum_connections
     max_connections_per_address: ZeroForNone = 0
+    max_connection_rate: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
     max_header_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = ServerLimits().maximum_header_bytes
     header_timeout_secs: Seconds = ServerLimits().header_timeout_s
     idle_timeout_secs: Seconds = ServerLimits().idle_keep_alive_timeout_s
     body_timeout_secs: Seconds = ServerLimits().body_read_timeout_s
     write_timeout_secs: Seconds = ServerLimits().write_timeout_s
+    min_rate: Annotated[float, Meta(ge=0, le=1_000_000_000)] = ServerLimits().minimum_rate
 
     def limits(self) -> ServerLimits:
         return ServerLimits(
@@ -135,6 +137,8 @@ class ListenerTable(Table, frozen=True):
             idle_keep_alive_timeout_s=self.idle_timeout_secs,
             body_read_timeout_s=self.body_timeout_secs,
             write_timeout_s=self.write_timeout_secs,
+            connections_per_second_per_address=self.max_connection_rate,
+            minimum_rate=self.min_rate,
         )
 
 

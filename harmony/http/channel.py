@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import cast
 
 from harmony.http.message import FileSpan
+from harmony.http.pace import Pace
 
 __all__ = ["Channel", "ChannelClosed", "ChannelStalled"]
 
@@ -37,6 +38,7 @@ WRITE_HIGH_WATER_BYTES = 1024 * 1024
 
 WRITE_LOW_WATER_BYTES = 256 * 1024
 
+_STALLED = "peer took too little for too long"
 _LINGER_ZERO = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 JOIN_BYTES = 64 * 1024
@@ -179,8 +181,8 @@ class Channel(asyncio.Protocol):
 
     # Sending
 
-    async def write(self, *pieces: bytes | FileSpan, timeout_s: float | None) -> None:
-        """Hand over pieces; wait while too much is unsent. timeout_s: how long the peer may take nothing at all.
+    async def write(self, *pieces: bytes | FileSpan, pace: Pace) -> None:
+        """Hand over pieces; wait while too much is unsent. pace: how long for the peer to take it.
 
         A FileSpan has been sent, or handed over, on return. Raises EOFError when its file has become shorter.
         """
@@ -188,40 +190,39 @@ class Channel(asyncio.Protocol):
             raise ChannelClosed("connection closed by the peer")
         whole = [piece for piece in pieces if not isinstance(piece, FileSpan)]
         if len(whole) < len(pieces):
-            await self._write_with_files(pieces, timeout_s)
+            await self._write_with_files(pieces, pace)
             return
         if sum(map(len, whole)) <= JOIN_BYTES:
             self.transport.write(b"".join(whole))
         else:
             self.transport.writelines(whole)
         if self._writing_paused:
-            await self._wait_until_taken(timeout_s)
+            await self._wait_until_taken(pace)
 
-    async def _wait_until_taken(self, timeout_s: float | None) -> None:
+    async def _wait_until_taken(self, pace: Pace) -> None:
         """Until the transport says that it may have more."""
         self.peak_unsent_bytes = max(self.peak_unsent_bytes, self.transport.get_write_buffer_size())
         while self._writing_paused:
-            unsent = self.transport.get_write_buffer_size()
+            unsent, began = self.transport.get_write_buffer_size(), self._loop.time()
             self._write_waiter = self._loop.create_future()
             try:
-                async with asyncio.timeout(timeout_s):
-                    await self._write_waiter
-            except TimeoutError:
-                if self.transport.get_write_buffer_size() >= unsent:
-                    raise ChannelStalled(f"peer took nothing for {timeout_s} s") from None
+                await asyncio.wait([self._write_waiter], timeout=pace.left_s)
             finally:
                 self._write_waiter = None
+            taken = unsent - self.transport.get_write_buffer_size()
+            if not pace.waited(self._loop.time() - began, max(0, taken)) and self._writing_paused:
+                raise ChannelStalled(_STALLED)
         if self._lost.done():
             raise ChannelClosed("connection lost while sending")
 
     # Sending files
 
-    async def _write_with_files(self, pieces: tuple[bytes | FileSpan, ...], timeout_s: float | None) -> None:
+    async def _write_with_files(self, pieces: tuple[bytes | FileSpan, ...], pace: Pace) -> None:
         if self.transport.get_extra_info("sslcontext") is not None:
-            await self._write_read(pieces, timeout_s)
+            await self._write_read(pieces, pace)
             return
         if self.transport.get_write_buffer_size():
-            await self._drain(timeout_s)
+            await self._drain(pace)
         shared = self.transport.get_extra_info("socket")
         # A descriptor of our own: event loops let nobody else wait for those of their transports.
         with socket.socket(shared.family, shared.type, shared.proto, fileno=os.dup(shared.fileno())) as sock:
@@ -230,42 +231,42 @@ class Channel(asyncio.Protocol):
                 if not isinstance(piece, FileSpan):
                     before += piece
                     continue
-                await self._send(sock, before + piece.head, socket.MSG_MORE, timeout_s)
+                await self._send(sock, before + piece.head, socket.MSG_MORE, pace)
                 before = b""
-                sent_bytes = await self._send_file(sock, piece, timeout_s)
+                sent_bytes = await self._send_file(sock, piece, pace)
                 if sent_bytes < piece.size_bytes:
                     left = FileSpan(
                         piece.descriptor, piece.offset + sent_bytes, piece.size_bytes - sent_bytes
                     )
-                    await self._write_read((left, *pieces[number + 1 :]), timeout_s)
+                    await self._write_read((left, *pieces[number + 1 :]), pace)
                     return
             if before:
-                await self._send(sock, before, 0, timeout_s)
+                await self._send(sock, before, 0, pace)
 
-    async def _write_read(self, pieces: tuple[bytes | FileSpan, ...], timeout_s: float | None) -> None:
+    async def _write_read(self, pieces: tuple[bytes | FileSpan, ...], pace: Pace) -> None:
         """The same, read here."""
         for piece in pieces:
             for each in piece.pieces(_READ_FILE_BYTES) if isinstance(piece, FileSpan) else (piece,):
-                await self.write(each, timeout_s=timeout_s)
+                await self.write(each, pace=pace)
 
-    async def _drain(self, timeout_s: float | None) -> None:
+    async def _drain(self, pace: Pace) -> None:
         """Until the kernel has everything."""
         self.transport.set_write_buffer_limits(high=0)
         try:
-            await self._wait_until_taken(timeout_s)
+            await self._wait_until_taken(pace)
         finally:
             self.transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES, low=WRITE_LOW_WATER_BYTES)
 
-    async def _send(self, sock: socket.socket, data: bytes, flags: int, timeout_s: float | None) -> None:
+    async def _send(self, sock: socket.socket, data: bytes, flags: int, pace: Pace) -> None:
         while data:
             try:
                 data = data[sock.send(data, flags) :]
             except BlockingIOError:
-                await self._until_writable(sock, timeout_s)
+                await self._until_writable(sock, pace)
             except OSError as error:
                 raise ChannelClosed(f"connection lost while sending: {error.strerror}") from error
 
-    async def _send_file(self, sock: socket.socket, span: FileSpan, timeout_s: float | None) -> int:
+    async def _send_file(self, sock: socket.socket, span: FileSpan, pace: Pace) -> int:
         """Send a file's bytes; return how many, which is fewer only where the file system cannot do that."""
         sent_bytes = 0
         while sent_bytes < span.size_bytes:
@@ -273,7 +274,7 @@ class Channel(asyncio.Protocol):
             try:
                 count = os.sendfile(sock.fileno(), span.descriptor, span.offset + sent_bytes, wanted)
             except BlockingIOError:
-                await self._until_writable(sock, timeout_s)
+                await self._until_writable(sock, pace)
                 continue
             except OSError as error:
                 if error.errno in _CANNOT_SEND_FILE:
@@ -285,16 +286,17 @@ class Channel(asyncio.Protocol):
             await asyncio.sleep(0)
         return sent_bytes
 
-    async def _until_writable(self, sock: socket.socket, timeout_s: float | None) -> None:
+    async def _until_writable(self, sock: socket.socket, pace: Pace) -> None:
         """Until the kernel takes more. It says so when a good part of its buffer is free; less is progress, too."""
         self._write_waiter = waiter = self._loop.create_future()
         self._loop.add_writer(sock, _wake, waiter)
         try:
             while not waiter.done():
-                unsent = _unsent_bytes(sock)
-                await asyncio.wait([waiter], timeout=timeout_s)
-                if not waiter.done() and _unsent_bytes(sock) >= unsent:
-                    raise ChannelStalled(f"peer took nothing for {timeout_s} s")
+                unsent, began = _unsent_bytes(sock), self._loop.time()
+                await asyncio.wait([waiter], timeout=pace.left_s)
+                taken = unsent - _unsent_bytes(sock)
+                if not pace.waited(self._loop.time() - began, max(0, taken)) and not waiter.done():
+                    raise ChannelStalled(_STALLED)
         finally:
             self._loop.remove_writer(sock)
             self._write_waiter = None
@@ -316,16 +318,17 @@ class Channel(asyncio.Protocol):
         except TimeoutError:
             pass
 
-    async def close(self, *, timeout_s: float) -> None:
-        """Send what is unsent, then close; abort when the peer takes nothing for `timeout_s`."""
+    async def close(self, *, pace: Pace) -> None:
+        """Send what is unsent, then close; abort when the peer takes too long for it."""
         if (
             not self.transport.is_closing()
         ):  # asyncio's TLS transport cannot be asked any more when it is closed twice
             self.transport.close()
         while not self._lost.done():
-            unsent = self.transport.get_write_buffer_size()
-            await asyncio.wait([self._lost], timeout=timeout_s)
-            if not self._lost.done() and self.transport.get_write_buffer_size() >= unsent:
+            unsent, began = self.transport.get_write_buffer_size(), self._loop.time()
+            await asyncio.wait([self._lost], timeout=pace.left_s)
+            taken = unsent - self.transport.get_write_buffer_size()
+            if not pace.waited(self._loop.time() - began, max(0, taken)) and not self._lost.done():
                 self.abort()
                 return
 

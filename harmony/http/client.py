@@ -34,6 +34,7 @@ from harmony import __version__
 from harmony.http.channel import Channel, ChannelClosed, ChannelStalled
 from harmony.http.files import FileChunks, open_file
 from harmony.http.headers import Headers, HeadersLike
+from harmony.http.pace import Pace
 from harmony.ul import tls
 from harmony.ul.tls import TLSContext
 
@@ -429,20 +430,20 @@ class _Link:
                 self._sending.exception()  # fetched, so that it is not reported as forgotten
 
     async def _send(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> None:
-        http, write, timeout_s = self._http, self.channel.write, self._timeout_s
+        http, write, pace = self._http, self.channel.write, Pace(self._timeout_s)
         head = http.send(request)
         if isinstance(body, bytes):
             data = http.send_with_data_passthrough(h11.Data(data=body)) or [] if body else []
-            await write(head, *data, http.send(h11.EndOfMessage()), timeout_s=timeout_s)
+            await write(head, *data, http.send(h11.EndOfMessage()), pace=pace)
             return
-        await write(head, timeout_s=timeout_s)
+        await write(head, pace=pace)
         chunks = aiter(body)
         try:
             async for chunk in chunks:
                 if chunk:
                     pieces = http.send_with_data_passthrough(h11.Data(data=chunk)) or []
-                    await write(*pieces, timeout_s=timeout_s)
-            await write(http.send(h11.EndOfMessage()), timeout_s=timeout_s)
+                    await write(*pieces, pace=pace)
+            await write(http.send(h11.EndOfMessage()), pace=pace)
         finally:
             close = getattr(chunks, "aclose", None)  # generators have it, an AsyncIterator need not
             if close is not None:

@@ -39,6 +39,7 @@ from harmony.http.message import (
     Response,
     error_response,
 )
+from harmony.http.pace import Pace
 
 __all__ = ["Connection", "Exchanged", "ServerLimits"]
 
@@ -89,13 +90,17 @@ class ServerLimits:
     idle_keep_alive_timeout_s: float = 75.0
     """From one answer to the first byte of the next request."""
     body_read_timeout_s: float = 60.0
-    """For each next piece of a request body."""
+    """For each next piece of a request body, see `minimum_rate`."""
     write_timeout_s: float = 60.0
-    """For the client to take any of what is waiting to be sent."""
+    """For the client to take any of what is waiting to be sent, see `minimum_rate`."""
+    minimum_rate: float = 500.0
+    """Bytes/s at which the two above are given back while a body or an answer goes on (`pace`). 0: any byte does."""
     maximum_connections: int = 1000
     """Further ones are answered 503."""
     maximum_connections_per_address: int = 0
     """Of those; further ones are answered 429. 0: no limit of its own."""
+    connections_per_second_per_address: float = 0.0
+    """On average, see `harmony.ul.shares`; more are answered 429, or closed before a TLS handshake. 0: no limit."""
     maximum_requests_per_connection: int | None = None
 
 
@@ -149,6 +154,7 @@ class Connection:
         self._response_started = False
         self._sent_bytes = 0
         self._method = ""  # of a head that could be read
+        self._reading, self._writing = self._paces()
 
     def __repr__(self) -> str:
         state = "busy" if self._busy else "idle" if self.idle else "open"
@@ -158,6 +164,14 @@ class Connection:
     def client(self) -> tuple[str, int]:
         """Host and port; ("", 0) before the connection is made."""
         return self._client
+
+    def _paces(self) -> tuple[Pace, Pace]:
+        """For the body of a request, and for its answer."""
+        limits = self._limits
+        return (
+            Pace(limits.body_read_timeout_s, bytes_per_s=limits.minimum_rate),
+            Pace(limits.write_timeout_s, bytes_per_s=limits.minimum_rate),
+        )
 
     def finish_soon(self) -> None:
         """Take no further request; close now if none is in progress."""
@@ -219,6 +233,7 @@ class Connection:
         self._response_started = False
         self._sent_bytes = 0
         self._method = ""
+        self._reading, self._writing = self._paces()
         try:
             head = await self._read_head()
         except HTTPError as error:
@@ -371,15 +386,18 @@ class Connection:
             if isinstance(event, h11.Data) and event.data:
                 return bytes(event.data)
             if event is h11.NEED_DATA:
-                timeout_s = self._limits.body_read_timeout_s
+                began = self._loop.time()
+                left_s = self._reading.left_s
                 try:
-                    await self.channel.wait_for_data(self._loop.time() + timeout_s)
+                    await self.channel.wait_for_data(None if left_s is None else began + left_s)
                 except TimeoutError:
                     self._closing = True
-                    raise HTTPError(408, f"no more of the request body within {timeout_s:g} s") from None
+                    raise HTTPError(408, "the request body comes too slowly") from None
                 if not self.channel.buffered_bytes:
                     raise ChannelClosed("connection closed within a request body")
-                http.receive_data(self.channel.take())
+                data = self.channel.take()
+                self._reading.waited(self._loop.time() - began, len(data))
+                http.receive_data(data)
         return b""
 
     async def _skip_request_body(self) -> None:
@@ -516,7 +534,7 @@ class Connection:
         )
 
     async def _write(self, *pieces: bytes | FileSpan) -> None:
-        await self.channel.write(*pieces, timeout_s=self._limits.write_timeout_s)
+        await self.channel.write(*pieces, pace=self._writing)
 
     async def _close(self) -> None:
         """Let the client have its answer, then close."""
@@ -524,7 +542,7 @@ class Connection:
         unread = channel.buffered_bytes or self._http.their_state not in (h11.DONE, h11.MUST_CLOSE)
         if self._response_started and unread and not channel.eof:
             await channel.linger(LINGER_TIMEOUT_S)
-        await channel.close(timeout_s=self._limits.write_timeout_s)
+        await channel.close(pace=self._writing)
 
 
 async def _next_chunk(chunks: AsyncIterator[Piece]) -> bytes | FileSpan | None:

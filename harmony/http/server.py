@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from harmony.http.connection import LINGER_TIMEOUT_S, Connection, Exchanged, ServerLimits
 from harmony.http.message import HTTPError, Request, Response
 from harmony.ul.proxied import ProxiedConnections, Trust
-from harmony.ul.shares import OnceAWhile, Shares, host_of
+from harmony.ul.shares import ConnectionRate, OnceAWhile, Shares, host_of
 from harmony.ul.tls import PROTOCOL_VERSION_ALERT, Handshakes, TLSContext, name_protocol
 
 __all__ = ["Exchanged", "HTTPServer", "ServerLimits"]
@@ -178,6 +178,7 @@ class _Listener:
         self._ssl = ssl
         self._sockets: asyncio.Server | None = None
         self._hosts: Shares[Connection] = Shares()
+        self._rate = ConnectionRate()
         self._proxied = ProxiedConnections(
             self._admit_proxied, timeout_s=limits.header_timeout_s, logger=logger
         )
@@ -263,6 +264,8 @@ class _Listener:
         if maximum and self._handshakes.count(host) >= maximum:
             self._tell(f"{host} has {maximum} handshakes under way, maximum_connections_per_address")
             return False
+        if not self._is_within_rate(host):
+            return False
         if len(self._hosts) + len(self._handshakes) >= self.limits.maximum_connections:
             self._handshakes.drop_oldest()
         return not self._server.is_stopping
@@ -290,7 +293,16 @@ class _Listener:
             maximum = limits.maximum_connections_per_address
             self._tell(f"{host} has {maximum} open, maximum_connections_per_address")
             return HTTPError(429, "too many connections from your address", headers=RETRY)
+        if self._ssl is None and not self._is_within_rate(host):
+            return HTTPError(429, "too many connections from your address", headers=RETRY)
         return None
+
+    def _is_within_rate(self, host: str) -> bool:
+        per_second = self.limits.connections_per_second_per_address
+        if self._rate.admit(host, per_second, now=asyncio.get_running_loop().time()):
+            return True
+        self._tell(f"{host} opens more than {per_second:g} per second, max_connection_rate")
+        return False
 
     def _tell(self, what: str) -> None:
         if self._is_to_be_told(what, now=asyncio.get_running_loop().time()):

@@ -101,7 +101,7 @@ def test_every_fixed_limit_is_in_the_table():
     assert {cells[0] for cells in rows() if cells[2] == "fixed"} == set(FIXED)
 
 
-LIMITING = re.compile(r"max_(?!retries)|min_free_|.*_timeout_secs$")
+LIMITING = re.compile(r"max_(?!retries)|min_(free_|rate)|.*_timeout_secs$")
 
 
 @pytest.mark.parametrize(

@@ -348,6 +348,28 @@ async def test_body_without_progress_is_408(serve: Any) -> None:
     assert b"Connection: close" in response
 
 
+async def test_body_that_dribbles_is_408(serve: Any) -> None:
+    # A byte is progress, and would have been enough for ever.
+    client = await (await serve(count, body_read_timeout_s=0.2, minimum_rate=1000)).connect()
+    await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+    answer = asyncio.create_task(client.head())
+    while not answer.done():
+        await client.send(b"a")
+        await asyncio.wait([answer], timeout=0.01)
+    status, headers = await answer
+    assert (status, headers["connection"]) == (408, "close")
+
+
+async def test_body_that_dribbles_is_borne_without_a_least_rate(serve: Any) -> None:
+    client = await (await serve(count, body_read_timeout_s=1.0, minimum_rate=0)).connect()
+    await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 150\r\n\r\n")
+    answer = asyncio.create_task(client.response())
+    for _ in range(150):
+        await client.send(b"a")
+        await asyncio.wait([answer], timeout=0.01)
+    assert (await answer)[0] == 200
+
+
 # Heads that are refused
 
 
@@ -862,6 +884,38 @@ async def test_client_that_reads_nothing_is_given_up(serve: Any) -> None:
     await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     await happened(closed)
     await _connections(served.server, 0)
+
+
+async def test_client_that_reads_too_slowly_is_given_up(serve: Any) -> None:
+    closed = asyncio.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(65536)
+        finally:
+            closed.set()
+
+    async def handler(request: Request) -> Response:
+        return Response(200, body=stream())
+
+    served = await serve(handler, write_timeout_s=0.3, minimum_rate=1_000_000_000)
+    client = await served.connect(limit=1024)
+    await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    over = asyncio.create_task(closed.wait())
+    with contextlib.suppress(ConnectionError):
+        while not over.done():
+            await client.reader.read(65536)
+            await asyncio.wait([over], timeout=0.01)
+    await happened(closed)
+
+
+async def test_an_address_that_connects_too_often_is_429(serve: Any) -> None:
+    served = await serve(count, connections_per_second_per_address=0.2)  # two at once
+    request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answers = [await served.exchange(request) for _ in range(3)]
+    assert [answer.split()[1] for answer in answers] == [b"200", b"200", b"429"]
+    assert b"Retry-After: 1\r\n" in answers[2]
 
 
 async def test_body_read_after_the_answer_is_an_error(serve: Any) -> None:
