@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
+from harmony.ul.held import HELD
 from tests.faults.ports import free_ports as take_free_ports
 
 # A virtual environment with pynetdicom has a `storescu` of its own; a peer means the system's program.
@@ -213,12 +214,14 @@ def free_ports() -> Callable[[int], list[int]]:
 
 @pytest.fixture
 async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """When the test is over no task is left, and the event loop has not complained."""
-    before = asyncio.all_tasks()
+    """When the test is over no task and no memory is left, and the event loop has not complained."""
+    before, held = asyncio.all_tasks(), HELD.held_bytes
     yield
     async with asyncio.timeout(LEAVING_TIMEOUT_S):
         while left := asyncio.all_tasks() - before - {asyncio.current_task()}:
             await asyncio.wait(left)
+        while held != HELD.held_bytes:  # transports that are closing  # noqa: ASYNC110
+            await asyncio.sleep(0)
     for record in caplog.get_records("call"):
         if record.name == "asyncio":
             pytest.fail(f"the event loop complained: {record.getMessage()}")

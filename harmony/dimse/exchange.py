@@ -39,6 +39,7 @@ from harmony.ul.errors import (
     AssociationReleased,
     RemoteProtocolError,
 )
+from harmony.ul.held import HELD
 from harmony.ul.negotiation import PresentationContext
 
 if TYPE_CHECKING:
@@ -266,10 +267,12 @@ class Exchange:
             self._answer_at_once(
                 request,
                 context,
-                Outcome(Status.OUT_OF_RESOURCES, f"data set larger than {COLLECTED_DATA_LIMIT} bytes"),
+                Outcome(Status.OUT_OF_RESOURCES, f"data set larger than {COLLECTED_DATA_LIMIT} bytes")
+                if HELD.has_room(0)
+                else Outcome(Status.OUT_OF_RESOURCES, "too much memory is in use"),
             )
 
-        self._expect(Collector(collected), True)
+        self._expect(Collector(collected, room=HELD), True)
 
     def _cancel_requested(self, command: CCancelRQ) -> None:
         operation = self._operations.get(command.message_id_being_responded_to)

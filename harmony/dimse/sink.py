@@ -18,6 +18,7 @@ from typing import Protocol
 
 from harmony.dimse.source import Data, pieces
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
+from harmony.ul.held import HELD, HeldBytes
 
 __all__ = ["AsyncSink", "BytesSink", "Collector", "DataStream", "Drain", "Flow", "Sink", "feed"]
 
@@ -66,14 +67,22 @@ class BytesSink:
 
     def write(self, fragment: memoryview) -> None:
         if len(self._data) + len(fragment) > self._maximum_bytes:
+            self.abort()
             raise DimseError(Status.OUT_OF_RESOURCES, f"data set larger than {self._maximum_bytes} bytes")
+        if not HELD.has_room(len(fragment)):
+            self.abort()
+            raise DimseError(Status.OUT_OF_RESOURCES, "too much memory is in use")
         self._data += fragment
+        HELD.take(len(fragment))
 
     def finish(self) -> Outcome | Awaitable[Outcome]:
-        return self._on_complete(bytes(self._data))
+        data = bytes(self._data)
+        self.abort()
+        return self._on_complete(data)
 
     def abort(self) -> None:
-        self._data.clear()
+        HELD.give(len(self._data))
+        self._data = bytearray()
 
 
 class DataStream:
@@ -96,8 +105,10 @@ class DataStream:
     def put(self, fragment: memoryview) -> None:
         """Copy a fragment in; hold the sender when more than the limit waits."""
         self._chunks.append(bytes(fragment))
-        self._size += len(fragment) + CHUNK_OVERHEAD
-        if self._size > self._maximum_bytes and not self._held:
+        size = len(fragment) + CHUNK_OVERHEAD
+        self._size += size
+        HELD.take(size)
+        if (self._size > self._maximum_bytes or HELD.is_full) and not self._held:
             self._held = True
             self._flow.hold_reading()
         self._wake()
@@ -110,10 +121,15 @@ class DataStream:
     def fail(self, error: Exception) -> None:
         """The rest is not to be had: drop what waits, and raise this to the consumer from now on."""
         self._error = error
+        self.drop()
+        self._wake()
+
+    def drop(self) -> None:
+        """Forget what waits, which nobody will take, and give the sender back its flow."""
         self._chunks.clear()
+        HELD.give(self._size)
         self._size = 0
         self.let_go()
-        self._wake()
 
     def let_go(self) -> None:
         """Give the sender back its flow, whatever is still waiting."""
@@ -137,7 +153,9 @@ class DataStream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         chunk = self._chunks.popleft()
-        self._size -= len(chunk) + CHUNK_OVERHEAD
+        size = len(chunk) + CHUNK_OVERHEAD
+        self._size -= size
+        HELD.give(size)
         if self._held and self._size <= self._maximum_bytes // 2:
             self.let_go()
         return chunk
@@ -167,7 +185,7 @@ class AsyncSink:
         return await consume(self._stream) or SUCCESS_OUTCOME
 
     def _ended(self, task: asyncio.Task[Outcome]) -> None:
-        self._stream.let_go()
+        self._stream.drop()
         if not task.cancelled():
             task.exception()  # counts as seen: it is the answer, if anybody still waits for one
 
@@ -216,21 +234,32 @@ DRAIN = Drain()
 class Collector:
     """Collects the data set of a request or response that is handled whole.
 
-    then: called with it, or with None when it is longer than COLLECTED_DATA_LIMIT.
+    then: called with it, or with None when it is longer than COLLECTED_DATA_LIMIT, or than `room` has. room: None for
+    what we have asked for ourselves.
     """
 
-    def __init__(self, then: Callable[[bytes | None], None]) -> None:
+    def __init__(self, then: Callable[[bytes | None], None], *, room: HeldBytes | None = None) -> None:
         self._then = then
+        self._room = room
         self._data: bytearray | None = bytearray()
 
     def write(self, fragment: memoryview) -> None:
-        if self._data is not None:
-            self._data += fragment
-            if len(self._data) > COLLECTED_DATA_LIMIT:
-                self._data = None
+        if self._data is None:
+            return
+        if len(self._data) + len(fragment) > COLLECTED_DATA_LIMIT or not (
+            self._room is None or self._room.has_room(len(fragment))
+        ):
+            self.abort()
+            return
+        self._data += fragment
+        HELD.take(len(fragment))
 
     def complete(self) -> None:
-        self._then(None if self._data is None else bytes(self._data))
+        data = None if self._data is None else bytes(self._data)
+        self.abort()
+        self._then(data)
 
     def abort(self) -> None:
-        self._data = None
+        if self._data is not None:
+            HELD.give(len(self._data))
+            self._data = None

@@ -31,12 +31,14 @@ from harmony.gateway.errors import StartError
 from harmony.gateway.forwarded import trace
 from harmony.gateway.listeners import Listeners
 from harmony.gateway.management import Phase
+from harmony.gateway.memory_limit import default_held_bytes
 from harmony.gateway.pipelines import assemble
 from harmony.http import HTTPServer, Request, Response, Router
 from harmony.http.message import HTTPError
 from harmony.http.server import Exchanged
 from harmony.jmix.store import EnvelopeStore
 from harmony.ul.association import Association
+from harmony.ul.held import HELD
 
 __all__ = ["Gateway", "Load"]
 
@@ -131,7 +133,12 @@ class Gateway:
             await self.stop(0.0)
             raise
 
+    def _limit_memory(self) -> None:
+        """Of this process: one gateway runs in it."""
+        HELD.limit_bytes = self.config.max_held_bytes or default_held_bytes()
+
     async def _start(self) -> None:
+        self._limit_memory()
         management = self.assembly.management
         if management is not None:
             management.metrics.loop_lag.start()
@@ -248,6 +255,7 @@ class Gateway:
         associations = {each for listener in old.dicom for each in listener.server.acceptor.associations}
         requests, self._requests = self._requests, _Requests()
         self.config, self.assembly, self._routers = config, assembly, assembly.routers
+        self._limit_memory()
         self._listeners.swap(assembly)
         self._told_management()
         self._told_auditor()

@@ -371,6 +371,8 @@ class LoadedConfig:
     warnings: tuple[Problem, ...]
     sources: tuple[Path, ...]
     """The files read, main file first; empty for the embedded default."""
+    max_held_bytes: int | None = None
+    """In memory for peers; None: by how much there is."""
     keep_keys_s: float = 24 * 3600.0
     """For how long the public keys of token issuers are kept."""
     audit: Audit | None = None

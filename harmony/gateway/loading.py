@@ -86,6 +86,7 @@ def resolve(documents: Sequence[Document], *, env: Mapping[str, str], report: Re
         log=log,
         storage_path=storage_path,
         max_body_bytes=proxy.content_limits.max_body_size,
+        max_held_bytes=proxy.content_limits.max_held_bytes,
         sensitive_field_patterns=proxy.sensitive_field_patterns,
         networks=networks,
         pipelines=wiring.pipelines(),

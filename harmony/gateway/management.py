@@ -35,7 +35,13 @@ from harmony.gateway.http_authentication import RequireAuthentication
 from harmony.gateway.http_middleware import GuardedRouter, checks_anybody
 from harmony.gateway.jmix_builder import JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
-from harmony.gateway.metric_sources import archive_source, envelope_source, outbox_source, storage_source
+from harmony.gateway.metric_sources import (
+    archive_source,
+    envelope_source,
+    memory_source,
+    outbox_source,
+    storage_source,
+)
 from harmony.gateway.metrics import Metrics, Watched
 from harmony.gateway.options import ManagementOptions
 from harmony.gateway.study_envelope import StudyEnvelopes
@@ -124,7 +130,7 @@ class Management:
         """previous: that of the configuration before, while the gateway runs; its counting goes on here."""
         self.phase: Phase = previous.phase if previous is not None else Phase.STARTING
         self.metrics: Metrics = previous.metrics if previous is not None else Metrics()
-        self.watched = Watched()
+        self.watched = Watched(sources=[memory_source])
         """For `metrics`, when this configuration is the one that runs."""
         self.reload: Reload | None = None
         """None: there is nothing to load again."""

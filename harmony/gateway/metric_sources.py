@@ -16,15 +16,29 @@ from harmony.audit.trail import AuditTrail
 from harmony.gateway.metrics import Source
 from harmony.gateway.tls import Certificates
 from harmony.jmix.outbox import Outbox
+from harmony.ul.held import HELD
 
 __all__ = [
     "archive_source",
     "audit_source",
     "certificate_source",
     "envelope_source",
+    "memory_source",
     "outbox_source",
     "storage_source",
 ]
+
+
+def memory_source() -> Iterator[Metric]:
+    """What is held for peers, of all that runs in this process."""
+    held = GaugeMetricFamily(
+        "harmony_held_bytes", "Bytes held for peers: what waits to be taken or sent, or is being collected."
+    )
+    held.add_metric([], HELD.held_bytes)
+    yield held
+    limit = GaugeMetricFamily("harmony_held_limit_bytes", "How many may be (max_held_bytes).")
+    limit.add_metric([], HELD.limit_bytes or 0)
+    yield limit
 
 
 def certificate_source(certificates: Certificates) -> Source:

@@ -31,6 +31,8 @@ class ContentLimits(Table, frozen=True):
     )
 
     max_body_size: Annotated[int, Meta(ge=1024, le=2**62)] = 10485760
+    max_held_bytes: Annotated[int, Meta(ge=2**24, le=2**62)] | None = None
+    """None: by the memory that there is."""
 
 
 class ProxyTable(Table, frozen=True):

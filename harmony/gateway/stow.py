@@ -34,7 +34,7 @@ from harmony.gateway.store_report import SOPInstance, StoreReport
 from harmony.gateway.uploaded_identity import identify, require_identity
 from harmony.http import HTTPError, Request, Response
 from harmony.http.media_type import MediaType, parse_media_type
-from harmony.http.message import DEFAULT_READ_LIMIT_BYTES
+from harmony.http.message import DEFAULT_READ_LIMIT_BYTES, RequestBody
 from harmony.http.multipart import Part, multipart_boundary, read_parts
 
 __all__ = ["Stow"]
@@ -109,7 +109,7 @@ class Stow:
                     async for part in parts:
                         await store.file(part, part.headers.get("content-type"))
                 elif root_type in METADATA_TYPES:
-                    await self._read_described(parts, store, f"{root}/studies")
+                    await self._read_described(parts, store, f"{root}/studies", request)
                 else:
                     raise HTTPError(415, f"{MULTIPART} of this type; expected {' or '.join(_EXPECTED)}")
             finally:
@@ -117,7 +117,9 @@ class Stow:
         else:
             raise HTTPError(415, f"Content-Type: expected {MULTIPART} or {FILE_TYPES[0]}")
 
-    async def _read_described(self, parts: AsyncIterator[Part], store: _Store, base: str) -> None:
+    async def _read_described(
+        self, parts: AsyncIterator[Part], store: _Store, base: str, request: Request
+    ) -> None:
         """Metadata, then the bulk data that they refer to; what nobody refers to is dropped."""
 
         def locate(location: str) -> str:
@@ -130,7 +132,7 @@ class Stow:
                 content_type = part.headers.get("content-type")
                 media_type = _media_type(content_type) if content_type else None
                 if wanted is None and (media_type is None or media_type.essence in METADATA_TYPES):
-                    body = await _read_part(part, left)
+                    body = await _read_part(part, left, request.body)
                     left -= len(body)
                     metadata.add(body)
                     continue
@@ -220,12 +222,13 @@ class _Store:
         self.report.failed(found, outcome.status)
 
 
-async def _read_part(part: Part, limit_bytes: int) -> bytes:
+async def _read_part(part: Part, limit_bytes: int, body: RequestBody) -> bytes:
     whole = bytearray()
     async for chunk in part:
-        whole += chunk
-        if len(whole) > limit_bytes:
+        if len(whole) + len(chunk) > limit_bytes:
             raise HTTPError(413, f"metadata of more than {limit_bytes} bytes")
+        body.collect(len(chunk))
+        whole += chunk
     return bytes(whole)
 
 

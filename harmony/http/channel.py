@@ -24,6 +24,7 @@ from typing import cast
 
 from harmony.http.message import FileSpan
 from harmony.http.pace import Pace
+from harmony.ul.held import HELD
 
 __all__ = ["Channel", "ChannelClosed", "ChannelStalled"]
 
@@ -105,8 +106,9 @@ class Channel(asyncio.Protocol):
             return
         self._incoming.append(data)
         self.buffered_bytes += len(data)
+        HELD.take(len(data))
         self.peak_buffered_bytes = max(self.peak_buffered_bytes, self.buffered_bytes)
-        if self.buffered_bytes > READ_HIGH_WATER_BYTES and not self._reading_paused:
+        if (self.buffered_bytes > READ_HIGH_WATER_BYTES or HELD.is_full) and not self._reading_paused:
             self.transport.pause_reading()
             self._reading_paused = True
             self.read_pauses += 1
@@ -161,6 +163,7 @@ class Channel(asyncio.Protocol):
             self._incoming.appendleft(chunk[maximum_bytes:])
             chunk = chunk[:maximum_bytes]
         self.buffered_bytes -= len(chunk)
+        HELD.give(len(chunk))
         if self.buffered_bytes <= READ_LOW_WATER_BYTES:
             self._resume_reading()
         return chunk
@@ -173,6 +176,13 @@ class Channel(asyncio.Protocol):
         """Return what was taken too much; it is the next to be taken."""
         self._incoming.appendleft(data)
         self.buffered_bytes += len(data)
+        HELD.take(len(data))
+
+    def _drop(self) -> None:
+        """Forget what was received and not taken."""
+        self._incoming.clear()
+        HELD.give(self.buffered_bytes)
+        self.buffered_bytes = 0
 
     def _resume_reading(self) -> None:
         if self._reading_paused and not self.transport.is_closing():
@@ -205,9 +215,11 @@ class Channel(asyncio.Protocol):
         while self._writing_paused:
             unsent, began = self.transport.get_write_buffer_size(), self._loop.time()
             self._write_waiter = self._loop.create_future()
+            HELD.take(unsent)
             try:
                 await asyncio.wait([self._write_waiter], timeout=pace.left_s)
             finally:
+                HELD.give(unsent)
                 self._write_waiter = None
             taken = unsent - self.transport.get_write_buffer_size()
             if not pace.waited(self._loop.time() - began, max(0, taken)) and self._writing_paused:
@@ -308,8 +320,7 @@ class Channel(asyncio.Protocol):
     async def linger(self, timeout_s: float) -> None:
         """Send no more, throw away what still comes, until the peer closes or for `timeout_s`."""
         self._discarding = True
-        self._incoming.clear()
-        self.buffered_bytes = 0
+        self._drop()
         self._resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -333,7 +344,9 @@ class Channel(asyncio.Protocol):
                 return
 
     def abort(self) -> None:
-        """Close at once; what is unsent is lost. Idempotent."""
+        """Close at once; what is unsent, or was not taken, is lost. Idempotent."""
+        self._discarding = True
+        self._drop()
         self.transport.abort()
 
     def reset(self) -> None:
@@ -344,7 +357,7 @@ class Channel(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
             except OSError:  # the peer was faster
                 pass
-        self.transport.abort()
+        self.abort()
 
 
 def _unsent_bytes(sock: socket.socket) -> int:

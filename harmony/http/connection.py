@@ -277,6 +277,8 @@ class Connection:
                 status = answer.status
                 await self._respond(request, method, answer)
         finally:
+            if request is not None:
+                request.body.let_go()
             raw_path = request.raw_path if request is not None else "(bad target)"
             elapsed_s = perf_counter() - started
             logger.debug(

@@ -24,6 +24,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from harmony.http.headers import Headers, HeadersLike
+from harmony.ul.held import HELD
 
 __all__ = [
     "Body",
@@ -156,7 +157,7 @@ class RequestBody:
     already says so. Other errors: 400 (broken framing), 408 (no progress). A client that leaves cancels the handler.
     """
 
-    __slots__ = ("_receive", "content_length", "maximum_bytes", "received_bytes")
+    __slots__ = ("_collected_bytes", "_receive", "content_length", "maximum_bytes", "received_bytes")
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class RequestBody:
         self.content_length = content_length  # None: chunked
         self.maximum_bytes = maximum_bytes
         self.received_bytes = 0
+        self._collected_bytes = 0
 
     @classmethod
     def of(cls, *chunks: bytes) -> RequestBody:
@@ -194,13 +196,26 @@ class RequestBody:
         return chunk
 
     async def read(self, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
-        """The whole (remaining) body; HTTPError 413 when it is longer than `limit_bytes`."""
+        """The whole (remaining) body; HTTPError 413 when it is longer than `limit_bytes`, 503 as `collect`."""
         self._check(self.content_length or 0, limit_bytes)
         whole = bytearray()
         async for chunk in self:
+            self._check(len(whole) + len(chunk), limit_bytes)
+            self.collect(len(chunk))
             whole += chunk
-            self._check(len(whole), limit_bytes)
         return bytes(whole)
+
+    def collect(self, size_bytes: int) -> None:
+        """Count so much of it as held until the request is over. Raises HTTPError 503 when there is no room."""
+        if not HELD.has_room(size_bytes):
+            raise HTTPError(503, "too much memory is in use", headers={"Retry-After": "1"})
+        HELD.take(size_bytes)
+        self._collected_bytes += size_bytes
+
+    def let_go(self) -> None:
+        """What was collected is not needed any more. Called by the connection."""
+        HELD.give(self._collected_bytes)
+        self._collected_bytes = 0
 
     def _check(self, size_bytes: int, maximum_bytes: int | None) -> None:
         if maximum_bytes is not None and size_bytes > maximum_bytes:

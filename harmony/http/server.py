@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 
 from harmony.http.connection import LINGER_TIMEOUT_S, Connection, Exchanged, ServerLimits
 from harmony.http.message import HTTPError, Request, Response
+from harmony.ul.held import HELD
 from harmony.ul.proxied import ProxiedConnections, Trust
 from harmony.ul.shares import ConnectionRate, OnceAWhile, Shares, host_of
 from harmony.ul.tls import PROTOCOL_VERSION_ALERT, Handshakes, TLSContext, name_protocol
@@ -286,6 +287,9 @@ class _Listener:
         limits, host = self.limits, connection.client[0]
         if self._server.is_stopping:
             return HTTPError(503, "the server stops", headers=RETRY)
+        if HELD.is_full:
+            self._tell("too much memory is in use, max_held_bytes")
+            return HTTPError(503, "too much memory is in use", headers=RETRY)
         if len(self._hosts) >= limits.maximum_connections:
             self._tell(f"maximum_connections, {limits.maximum_connections}, are open")
             return HTTPError(503, "too many connections", headers=RETRY)

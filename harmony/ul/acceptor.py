@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from harmony.ul.association import Association, AssociationUser
 from harmony.ul.deadlines import Timeouts
+from harmony.ul.held import HELD
 from harmony.ul.items import UserIdentityAC, UserIdentityRQ
 from harmony.ul.negotiation import AcceptorPolicy, negotiate
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
@@ -348,6 +349,8 @@ class Acceptor:
     def _limit_reached(self, association: Association, request: AssociateRQ) -> str | None:
         """Why there is no room for one more association of this peer, in words."""
         limits, title, host = self.limits, request.calling_ae_title, association.peer[0]
+        if HELD.is_full:
+            return f"{HELD.held_bytes} bytes are held for peers, and no more than {HELD.limit_bytes} may be"
         if len(self._admitted) >= limits.maximum_associations:
             return f"maximum_associations, {limits.maximum_associations}, are open"
         if not self._admitted_titles.has_room(title, limits.maximum_associations_per_calling_ae_title):

@@ -31,6 +31,7 @@ from harmony.ul.errors import (
     DeadlineExceeded,
     LocalProtocolError,
 )
+from harmony.ul.held import HELD
 from harmony.ul.negotiation import Negotiated, result_of
 from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ, describe_rejection
 from harmony.ul.state import State
@@ -144,6 +145,7 @@ class Association(asyncio.BufferedProtocol):
         self._pdus_seen = 0
         self._holds = 0
         self._write_blocked = False
+        self._unsent_bytes = 0  # counted as held
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._established: asyncio.Future[Negotiated] = self._loop.create_future()
         self._established.add_done_callback(_retrieve)
@@ -376,8 +378,13 @@ class Association(asyncio.BufferedProtocol):
         self._close_transport()  # there is no half-closed association; what is still to be written may take a moment
         return False
 
+    def _count_unsent(self, size_bytes: int) -> None:
+        HELD.take(size_bytes - self._unsent_bytes)
+        self._unsent_bytes = size_bytes
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._socket = None
+        self._count_unsent(0)
         if self._closed.is_set():
             return  # given up before
         error = self._loss(exc)
@@ -407,12 +414,15 @@ class Association(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._write_blocked = True
+        if self._transport is not None:
+            self._count_unsent(self._transport.get_write_buffer_size())
         now = self._loop.time()
         self._deadlines.write = after(now, self._timeouts.write_s)
         self._schedule(now)
 
     def resume_writing(self) -> None:
         self._write_blocked = False
+        self._count_unsent(0)
         self._deadlines.write = None
         self._wake_flush_waiters()
         if self.is_open:

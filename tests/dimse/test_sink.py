@@ -8,6 +8,7 @@ import pytest
 from harmony.dimse import AsyncSink, BytesSink, CStoreRQ, DimseError, Instance, Outcome, Services
 from harmony.dimse.sink import CHUNK_OVERHEAD, COLLECTED_DATA_LIMIT, Collector, DataStream
 from harmony.ul import AssociationAborted
+from harmony.ul.held import HELD
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -306,3 +307,65 @@ async def test_a_consumer_that_fails_early_is_the_answer_after_the_last_byte(ser
         answer = (await peer.next()).message
         assert (answer.status, answer.error_comment) == (0xA700, "upstream is full")
         await peer.echo()
+
+
+# What all of them hold together
+
+
+@pytest.fixture
+def account(monkeypatch):
+    """That of the process, with room for ten bytes and the overhead of chunks; empty again at the end."""
+    monkeypatch.setattr(HELD, "limit_bytes", HELD.held_bytes + 10)
+    before = HELD.held_bytes
+    yield HELD
+    gc.collect()
+    assert HELD.held_bytes == before
+
+
+def test_a_bytes_sink_is_refused_at_the_limit_of_all(account):
+    first, second = BytesSink(lambda data: Outcome(0)), BytesSink(lambda data: Outcome(0))
+    write(first, b"12345678")
+    with pytest.raises(DimseError, match="too much memory") as caught:
+        write(second, b"abc")
+    assert caught.value.status == 0xA700
+    assert first.finish() == Outcome(0)
+    third = BytesSink(lambda data: Outcome(0))
+    write(third, b"abc")
+    third.abort()
+
+
+def test_a_request_is_not_collected_at_the_limit_of_all_and_a_response_is(account):
+    got = []
+    request, response = Collector(got.append, room=account), Collector(got.append)
+    write(response, b"123456789 and more")
+    write(request, b"abc")
+    request.complete()
+    response.complete()
+    assert got == [None, b"123456789 and more"]
+    left = Collector(got.append, room=account)
+    write(left, b"abc")
+    left.abort()
+
+
+async def test_a_stream_holds_its_sender_at_the_limit_of_all_and_goes_on(account):
+    sender = Sender()
+    stream = DataStream(sender, 1 << 20)
+    for piece in (b"0123456789", b"abc"):
+        stream.put(memoryview(piece))
+        assert sender.holds == 1
+        assert await anext(stream) == piece
+        assert sender.holds == 0  # nothing of its own waits: it may bring more, whatever the others do
+    stream.put(memoryview(b"left"))
+    stream.fail(ValueError("nobody wants it"))
+    assert sender.holds == 0
+
+
+async def test_what_a_consumer_leaves_is_not_held(account):
+    async def consume(stream):
+        await anext(stream)
+        return Outcome(0xC000)
+
+    sink = AsyncSink(Sender(), consume)
+    for piece in (b"one", b"two"):
+        write(sink, piece)
+    assert (await sink.finish()).status == 0xC000

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import uuid
@@ -13,15 +14,21 @@ import zipfile
 
 import pytest
 
+from harmony.dimse import associate
 from harmony.dimse.part10 import encode_file_meta
 from harmony.dimse.status import DimseError
+from harmony.gateway import memory_limit
 from harmony.gateway.app import Gateway
 from harmony.gateway.dicom_scp import acceptor_limits
+from harmony.gateway.memory_limit import default_held_bytes
 from harmony.gateway.options import DicomScpOptions
 from harmony.http.client import HTTPClient
 from harmony.ul.errors import AssociationRejected, ConnectFailed, ConnectionLost
+from harmony.ul.held import HELD
+from harmony.ul.negotiation import propose_contexts
 
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
+ECHO = propose_contexts([("1.2.840.10008.1.1", ["1.2.840.10008.1.2"])])
 STUDY = "1.2.3.4.5"
 
 
@@ -153,6 +160,92 @@ async def serve(free_port, load_config):
     yield serve
     for gateway in gateways:
         await gateway.stop(0.0)
+
+
+HELD_BYTES = 16 << 20
+MEMORY = """
+    [proxy]
+    id = "limited"
+    content_limits.max_held_bytes = {held}
+    content_limits.max_body_size = 30000000
+    [storage.options]
+    path = "{storage}"
+    [network.n.http]
+    bind_address = "127.0.0.1"
+    bind_port = {port}
+    [network.n.dicom]
+    bind_address = "127.0.0.1"
+    bind_port = {dicom_port}
+    [pipelines.p]
+    networks = ["n"]
+    endpoints = ["echo"]
+    [pipelines.q]
+    networks = ["n"]
+    endpoints = ["scp"]
+    [endpoints.echo]
+    service = "echo"
+    options.path_prefix = "/echo"
+    [endpoints.scp]
+    service = "dicom_scp"
+    options.local_aet = "SCP"
+    [management]
+    enabled = true
+    network = "n"
+"""
+
+
+async def test_memory_held_for_all(load_config, connect, free_ports, tmp_path, until, monkeypatch):
+    monkeypatch.setattr(HELD, "limit_bytes", None)  # as it was, afterwards
+    port, dicom_port = free_ports(2)
+    text = MEMORY.format(held=HELD_BYTES, storage=tmp_path, port=port, dicom_port=dicom_port)
+    gateway = Gateway(load_config(text))
+    await gateway.start()
+    try:
+        here = await connect(port)
+        assert await status(here) == 200
+        # A body of which all but the last byte has come, and is held.
+        _, writer = await connect(port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % HELD_BYTES)
+        writer.write(bytes(HELD_BYTES - 1))
+        await writer.drain()
+        await until(lambda: HELD.held_bytes == HELD_BYTES - 1)
+        body = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab"
+        assert await status(await connect(port), body) == 503
+        assert await status(here) == 200  # who holds nothing goes on
+        monitor = await connect(port)
+        monitor[1].write(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert b"harmony_held_bytes 1.67772" in await monitor[0].readuntil(
+                b"harmony_held_limit_bytes 1.6"
+            )
+        HELD.take(1)
+        try:
+            assert await status(await connect(port)) == 503
+            refused = associate("127.0.0.1", dicom_port, called_ae_title="SCP", contexts=ECHO)
+            assert await rejection(refused) == LOCAL_LIMIT_EXCEEDED
+        finally:
+            HELD.give(1)
+        writer.transport.abort()
+        await until(lambda: HELD.held_bytes == 0)
+        async with associate("127.0.0.1", dicom_port, called_ae_title="SCP", contexts=ECHO) as scu:
+            await scu.echo()
+        assert await status(await connect(port), body) == 200
+    finally:
+        await gateway.stop(0.0)
+
+
+def test_a_quarter_of_the_memory_that_there_is(monkeypatch, tmp_path):
+    container = tmp_path / "memory.max"
+    monkeypatch.setattr(memory_limit, "_CONTAINER", container)
+    machine = default_held_bytes()
+    assert machine == max(256 << 20, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+    for text, expected in (
+        ("max\n", machine),
+        (f"{1100 << 20}\n", min(machine, 275 << 20)),
+        ("1000\n", 256 << 20),
+    ):
+        container.write_text(text)
+        assert default_held_bytes() == expected
 
 
 async def test_http_connections_in_total_and_a_reload(serve, connect, free_port):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harmony.http import HTTPServer, Request, Response, ServerLimits
+from harmony.ul.held import HELD
 
 EVENT_TIMEOUT_S = 10.0  # an event that has not come by then never will
 
@@ -96,6 +97,7 @@ Serve = Callable[..., Awaitable[Served]]
 async def serve() -> AsyncIterator[Serve]:
     """await serve(handler, ssl=context or None, **limits): a started server; stopped at the end of the test."""
     started: list[Served] = []
+    held = HELD.held_bytes
 
     async def start(
         handler: Callable[[Request], Awaitable[Response]], *, ssl: SSLContext | None = None, **limits: Any
@@ -111,6 +113,9 @@ async def serve() -> AsyncIterator[Serve]:
             client.abort()
         await served.server.stop()
         assert not served.server.connections
+    async with asyncio.timeout(EVENT_TIMEOUT_S):
+        while held != HELD.held_bytes:  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="session")
