@@ -7,6 +7,7 @@ without being kept.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from harmony.dimse import Instance
 from harmony.dimse.part10 import read_file_meta
@@ -56,6 +58,61 @@ def make_instance(number: int, *, study: str, size_bytes: int) -> Instance:
     return Instance(CT, sop_instance_uid, IMPLICIT, data)
 
 
+class Issued(Protocol):
+    """A certificate and its key, each in a file."""
+
+    @property
+    def certificate(self) -> Path: ...
+
+    @property
+    def key(self) -> Path: ...
+
+
+def command(config: Path) -> list[str]:
+    """Starts a gateway; it writes its greeting when it listens."""
+    return [sys.executable, "-m", "harmony", "--config", str(config)]
+
+
+def memory_bytes(pid: int, name: str = "VmRSS") -> int:
+    """Of a process. name: as /proc has it; VmHWM is the most there has been."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = (each for each in status if each.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to: the names of files, and `socket` for each of those."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            name = os.readlink(path)
+            found.append("socket" if name.startswith("socket:") else name)
+    return sorted(found)
+
+
+def beginning(proxy_id: str, storage: Path, *, log_level: str = "info") -> str:
+    """The first tables of a configuration."""
+    return f"""
+[proxy]
+id = "{proxy_id}"
+log_level = "{log_level}"
+[storage.options]
+path = "{storage}"
+"""
+
+
+def listener(network: str, kind: str, port: int, issued: Issued | None = None) -> str:
+    """A table of a configuration. kind: dicom or http. issued: over TLS."""
+    table = f"""
+[network.{network}.{kind}]
+bind_address = "127.0.0.1"
+bind_port = {port}
+"""
+    if issued is not None:
+        table += f'cert_path = "{issued.certificate}"\nkey_path = "{issued.key}"\n'
+    return table
+
+
 class Process:
     """One `python -m harmony`, started as often as it is killed."""
 
@@ -73,11 +130,7 @@ class Process:
         """Return the first line of its greeting, which comes when it listens."""
         with open(self.log, "ab") as log:  # noqa: ASYNC230 - a test may block
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "harmony",
-                "--config",
-                str(self.config),
+                *command(self.config),
                 cwd=ROOT,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -117,20 +170,12 @@ class Process:
     @property
     def rss_bytes(self) -> int:
         """Resident memory, VmRSS of /proc."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
+        return memory_bytes(self.pid)
 
     @property
     def open_files(self) -> list[str]:
         """What its descriptors lead to."""
-        found = []
-        for path in Path(f"/proc/{self.pid}/fd").iterdir():
-            try:
-                found.append(os.readlink(path))
-            except FileNotFoundError:
-                pass
-        return found
+        return open_files(self.pid)
 
     def limit(self, what: int, value: int) -> None:
         """Set a soft limit (`resource.RLIMIT_…`) of the running process."""
@@ -156,15 +201,9 @@ class Gateway(Process):
         self.storage = storage or folder / "storage"
         super().__init__(
             folder,
-            f"""
-            [proxy]
-            id = "gateway"
-            log_level = "info"
-            [storage.options]
-            path = "{self.storage}"
-            [network.n.dicom]
-            bind_address = "127.0.0.1"
-            bind_port = {port}
+            beginning("gateway", self.storage)
+            + listener("n", "dicom", port)
+            + f"""
             [pipelines.p]
             networks = ["n"]
             endpoints = ["scp"]
@@ -238,18 +277,10 @@ class Archive(Process):
         self.storage = storage or folder / "storage"
         super().__init__(
             folder,
-            f"""
-            [proxy]
-            id = "archive"
-            log_level = "{log_level}"
-            [storage.options]
-            path = "{self.storage}"
-            [network.lan.dicom]
-            bind_address = "127.0.0.1"
-            bind_port = {port}
-            [network.lan.http]
-            bind_address = "127.0.0.1"
-            bind_port = {http_port}
+            beginning("archive", self.storage, log_level=log_level)
+            + listener("lan", "dicom", port)
+            + listener("lan", "http", http_port)
+            + f"""
             [pipelines.archive]
             networks = ["lan"{networks}]
             endpoints = ["scp", "web"{endpoints}]
@@ -284,15 +315,9 @@ class Upstream(Process):
         self.storage = folder / "storage"
         super().__init__(
             folder,
-            f"""
-            [proxy]
-            id = "upstream"
-            log_level = "info"
-            [storage.options]
-            path = "{self.storage}"
-            [network.n.http]
-            bind_address = "127.0.0.1"
-            bind_port = {port}
+            beginning("upstream", self.storage)
+            + listener("n", "http", port)
+            + """
             [pipelines.p]
             networks = ["n"]
             endpoints = ["jmix"]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.ports import free_ports
-from tests.faults.program import Archive, Process, received
+from tests.faults.program import Archive, Process, listener, received
 from tests.faults.witness import Reader, Sender, instance_of
 
 __all__ = ["FAULTS", "Fault", "NotHere", "ProgramMissing", "Row", "Trial", "fault", "perform"]
@@ -49,18 +49,6 @@ DICOM_DEADLINES = """
 artim_timeout_secs = 1
 pdu_timeout_secs = 2
 association_timeout_secs = 2
-"""
-TLS_PIPELINE = """
-[network.tls.dicom]
-bind_address = "127.0.0.1"
-bind_port = {port}
-cert_path = "{certificate}"
-key_path = "{key}"
-[network.tls.http]
-bind_address = "127.0.0.1"
-bind_port = {http_port}
-cert_path = "{certificate}"
-key_path = "{key}"
 """
 
 
@@ -291,8 +279,8 @@ def _set_up(fault: Fault, folder: Path, short: bool, stack: contextlib.ExitStack
     disk = stack.enter_context(small_disk(folder / "disk", fault.disk_bytes)) if fault.disk_bytes else None
     extra: dict[str, str] = {}
     if fault.tls:
-        certificate, key = make_certificate(folder)
-        tables = TLS_PIPELINE.format(port=ports[2], http_port=ports[3], certificate=certificate, key=key)
+        issued = make_certificate(folder)
+        tables = listener("tls", "dicom", ports[2], issued) + listener("tls", "http", ports[3], issued)
         extra = {"more": tables, "networks": ', "tls"'}
     gateway = Archive(
         folder,
@@ -404,14 +392,20 @@ def unmount(path: Path) -> None:
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
+@dataclass(frozen=True)
+class Certificate:
+    certificate: Path
+    key: Path
+
+
+def make_certificate(folder: Path) -> Certificate:
     """A self-signed one for localhost, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         raise ProgramMissing("peer missing: openssl")
-    paths = folder / "certificate.pem", folder / "key.pem"
+    made = Certificate(folder / "certificate.pem", folder / "key.pem")
     command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    files = ["-out", os.fspath(paths[0]), "-keyout", os.fspath(paths[1])]
+    files = ["-out", os.fspath(made.certificate), "-keyout", os.fspath(made.key)]
     subprocess.run([openssl, *command.split(), "-addext", names, *files], check=True, capture_output=True)
-    return paths
+    return made

@@ -7,17 +7,17 @@ Endian). After each case another peer is served as if nothing had happened, and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.faults.program import beginning, command, listener, memory_bytes, open_files
 
 ROOT = Path(__file__).parents[2]
 START_S = 30.0
@@ -35,28 +35,6 @@ CONTEXTS = [
 ]
 
 CONFIGURATION = """
-[proxy]
-id = "gateway"
-log_level = "info"
-[storage.options]
-path = "{folder}/storage"
-
-[network.plain.dicom]
-bind_address = "127.0.0.1"
-bind_port = {dicom}
-[network.plain.http]
-bind_address = "127.0.0.1"
-bind_port = {http}
-[network.secured.dicom]
-bind_address = "127.0.0.1"
-bind_port = {dicom_tls}
-cert_path = "{issued.certificate}"
-key_path = "{issued.key}"
-[network.secured.http]
-bind_address = "127.0.0.1"
-bind_port = {https}
-cert_path = "{issued.certificate}"
-key_path = "{issued.key}"
 [network.behind.dicom]
 bind_address = "127.0.0.1"
 bind_port = {behind}
@@ -138,21 +116,11 @@ class Site:
 
     @property
     def memory_bytes(self) -> int:
-        return self._memory_bytes("VmRSS")
-
-    def _memory_bytes(self, name: str) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        (line,) = (each for each in status if each.startswith(f"{name}:"))
-        return int(line.split()[1]) * 1024
+        return memory_bytes(self.process.pid)
 
     def open_files(self) -> list[str]:
         """Names of the open files; `socket` for each of those."""
-        found = []
-        for path in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                name = os.readlink(path)
-                found.append("socket" if name.startswith("socket:") else name)
-        return sorted(found)
+        return open_files(self.process.pid)
 
     def stored(self) -> dict[str, bytes]:
         """Every file below the storage with what it is called."""
@@ -173,10 +141,18 @@ def gateway(tmp_path_factory, free_ports, authority) -> Iterator[Site]:
     issued = authority.issue()
     names = ("dicom", "dicom_tls", "hurried", "behind", "http", "https", "elsewhere")
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    (folder / "config.toml").write_text(CONFIGURATION.format(folder=folder, issued=issued, **ports))
+    config = folder / "config.toml"
+    config.write_text(
+        beginning("gateway", folder / "storage")
+        + listener("plain", "dicom", ports["dicom"])
+        + listener("plain", "http", ports["http"])
+        + listener("secured", "dicom", ports["dicom_tls"], issued)
+        + listener("secured", "http", ports["https"], issued)
+        + CONFIGURATION.format(**ports)
+    )
     with open(folder / "harmony.log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harmony", "--config", str(folder / "config.toml")],
+            command(config),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=log,

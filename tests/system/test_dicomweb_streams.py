@@ -33,6 +33,7 @@ from harmony.http.client import HTTPClient
 from harmony.http.media_type import parse_media_type
 from harmony.http.multipart import multipart_boundary, read_parts
 from harmony.ul.negotiation import propose_contexts
+from tests.faults.program import beginning, listener, memory_bytes, open_files
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 STUDY, SMALL_STUDY = "1.2.3", "1.2.4"
@@ -192,28 +193,14 @@ class Site:
 
     @property
     def peak_memory_bytes(self) -> int:
-        return self._memory_bytes("VmHWM")
+        return memory_bytes(self.pid, "VmHWM")
 
     @property
     def memory_bytes(self) -> int:
-        return self._memory_bytes("VmRSS")
-
-    def _memory_bytes(self, name: str) -> int:
-        (line,) = (
-            each
-            for each in Path(f"/proc/{self.pid}/status").read_text().splitlines()
-            if each.startswith(f"{name}:")
-        )
-        return int(line.split()[1]) * 1024
+        return memory_bytes(self.pid)
 
     def open_files(self) -> list[str]:
-        """What kinds of file descriptors the gateway has: the names of files, and `socket` for each of those."""
-        found = []
-        for path in Path(f"/proc/{self.pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                name = os.readlink(path)
-                found.append("socket" if name.startswith("socket:") else name)
-        return sorted(found)
+        return open_files(self.pid)
 
     @contextlib.contextmanager
     def raw(self, path: str, accept: str) -> Iterator[socket.socket]:
@@ -248,18 +235,7 @@ async def store(port: int, study: str, count: int, size_bytes: int) -> None:
             await scu.store(Instance(CT, f"{study}.1.{number}", EXPLICIT, image))
 
 
-CONFIGURATION = """
-[proxy]
-id = "gateway"
-log_level = "info"
-[storage.options]
-path = "{storage}"
-[network.n.http]
-bind_address = "127.0.0.1"
-bind_port = {http_port}
-[network.n.dicom]
-bind_address = "127.0.0.1"
-bind_port = {dicom_port}
+ARCHIVE = """
 [management]
 enabled = true
 network = "n"
@@ -274,6 +250,14 @@ options.min_free_bytes = 0
 service = "dicomweb"
 options.path_prefix = "/archive"
 """
+
+
+def archive(storage: Path, http_port: int, dicom_port: int) -> str:
+    """A configuration."""
+    tables = beginning("gateway", storage) + listener("n", "http", http_port)
+    return tables + listener("n", "dicom", dicom_port) + ARCHIVE
+
+
 FRONT = """
 [pipelines.{mode}]
 networks = ["n"]
@@ -297,13 +281,10 @@ incoming_store_port = {incoming_port}
 async def site(tmp_path, free_ports, make_process, processes) -> AsyncIterator[Site]:
     """STUDY of the PACS is as large as the memory tests want it, SMALL_STUDY has one small instance."""
     http_port, dicom_port, pacs_port, incoming_port = free_ports(4)
-    configuration = CONFIGURATION + "".join(
+    configuration = archive(tmp_path / "storage", http_port, dicom_port) + "".join(
         FRONT.format(mode=mode, pacs_port=pacs_port, incoming_port=incoming_port) for mode in ("get", "move")
     )
-    gateway = make_process(
-        tmp_path,
-        configuration.format(storage=tmp_path / "storage", http_port=http_port, dicom_port=dicom_port),
-    )
+    gateway = make_process(tmp_path, configuration)
     processes.append(gateway)
     studies = {STUDY: (STUDY_BYTES // INSTANCE_BYTES, INSTANCE_BYTES), SMALL_STUDY: (1, 1000)}
     pacs = Pacs(pacs_port, incoming_port, studies)
@@ -533,16 +514,12 @@ async def test_a_pacs_that_is_killed_is_noticed(
     http_port, dicom_port, pacs_port, unused_port, incoming_port = free_ports(5)
     pacs = make_process(
         tmp_path / "pacs",
-        CONFIGURATION.format(
-            storage=tmp_path / "pacs" / "storage", http_port=unused_port, dicom_port=pacs_port
-        ),
+        archive(tmp_path / "pacs" / "storage", unused_port, pacs_port),
     )
     front = FRONT.format(mode="get", pacs_port=pacs_port, incoming_port=incoming_port)
     gateway = make_process(
         tmp_path / "gateway",
-        CONFIGURATION.format(
-            storage=tmp_path / "gateway" / "storage", http_port=http_port, dicom_port=dicom_port
-        )
+        archive(tmp_path / "gateway" / "storage", http_port, dicom_port)
         + front.replace('aet = "PACS"', 'aet = "ARCHIVE"'),
     )
     processes += [pacs, gateway]
