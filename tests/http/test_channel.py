@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from harmony.http import FileSpan, HTTPServer, Piece, Request, Response
+from harmony.ul.held import HELD
 
 MIB = 1024 * 1024
 EVENT_TIMEOUT_S = 10.0
@@ -183,3 +184,24 @@ async def test_file_that_becomes_shorter_breaks_the_connection(serve: Any, digit
     await client.head()
     with pytest.raises(ConnectionResetError):
         await client.rest()
+
+
+async def test_at_the_limit_of_all_no_more_is_read_while_something_waits(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HELD, "limit_bytes", HELD.held_bytes + 1)
+    pauses: list[int] = []
+
+    async def handler(request: Request) -> Response:
+        size = 0
+        async for chunk in request.body:
+            size += len(chunk)
+        (connection,) = served.server.connections
+        pauses.append(connection.channel.read_pauses)
+        return Response(200, body=b"%d" % size)
+
+    served = await serve(handler)
+    client = await served.connect()
+    await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000))
+    assert (await client.response())[2] == b"1000000"  # it goes on, a read at a time
+    assert pauses[0] > 1
