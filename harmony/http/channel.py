@@ -306,8 +306,10 @@ class Channel(asyncio.Protocol):
             while not waiter.done():
                 unsent, began = _unsent_bytes(sock), self._loop.time()
                 await asyncio.wait([waiter], timeout=pace.left_s)
-                taken = unsent - _unsent_bytes(sock)
-                if not pace.waited(self._loop.time() - began, max(0, taken)) and not waiter.done():
+                taken = max(
+                    0, unsent - _unsent_bytes(sock), int(waiter.done())
+                )  # there is room: it took some
+                if not pace.waited(self._loop.time() - began, taken) and not waiter.done():
                     raise ChannelStalled(_STALLED)
         finally:
             self._loop.remove_writer(sock)
