@@ -80,6 +80,8 @@ class Channel(asyncio.Protocol):
         self._incoming: deque[bytes] = deque()
         self.buffered_bytes = 0
         self._data_waiter: asyncio.Future[None] | None = None
+        self._deadline: float | None = None  # of that
+        self._alarm: asyncio.TimerHandle | None = None
         self._reading_paused = False
         self._discarding = False
         self._writing_paused = False
@@ -124,6 +126,8 @@ class Channel(asyncio.Protocol):
         self.eof = True
         self.error = exc
         self._writing_paused = False
+        if self._alarm is not None:
+            self._alarm.cancel()
         if not self._lost.done():
             self._lost.set_result(None)
         self._peer_left()
@@ -144,11 +148,30 @@ class Channel(asyncio.Protocol):
         if self._incoming or self.eof:
             return
         self._data_waiter = self._loop.create_future()
+        self._set_alarm(deadline)
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._data_waiter
+            await self._data_waiter
         finally:
             self._data_waiter = None
+
+    def _set_alarm(self, deadline: float | None) -> None:
+        """One timer for all waits, set again when it is over too early: data come long before nearly every deadline."""
+        self._deadline = deadline
+        if deadline is None or (self._alarm is not None and self._alarm.when() <= deadline):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(deadline, self._alarmed)
+
+    def _alarmed(self) -> None:
+        self._alarm = None
+        waiter, deadline = self._data_waiter, self._deadline
+        if waiter is None or waiter.done() or deadline is None:
+            return
+        if self._loop.time() < deadline:
+            self._set_alarm(deadline)
+        else:
+            waiter.set_exception(TimeoutError())
 
     def wake(self) -> None:
         """End a `wait_for_data` in progress."""

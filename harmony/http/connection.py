@@ -1,10 +1,11 @@
-"""One server connection: heads, bodies and framing by h11, everything about time and memory here (RFC 9112).
+"""One server connection: requests read by h11, everything about time and memory here (RFC 9112).
 
 One task per connection takes bytes from its channel, request after request, runs the handler and writes the answer; the
-channel (channel.py) bounds what is buffered on either side. A client that leaves cancels the task, wherever the handler
-is, and the body of the answer is closed; only that closing is not cancelled. A client that only shuts down its sending
-side while its request is being answered counts as gone too: TCP does not tell the two apart. (While a handler leaves a
-large body unread, the socket is not read, and the leaving is noticed at the next read or write.)
+channel (channel.py) bounds what is buffered on either side, response_head.py writes what stands around a body. A client
+that leaves cancels the task, wherever the handler is, and the body of the answer is closed; only that closing is not
+cancelled. A client that only shuts down its sending side while its request is being answered counts as gone too: TCP
+does not tell the two apart. (While a handler leaves a large body unread, the socket is not read, and the leaving is
+noticed at the next read or write.)
 
 Each request gets a fresh h11 connection, and of a head no more bytes than the limit are fed, so that a request has one
 outcome however TCP happened to cut it. Created by `HTTPServer` (server.py), which also stops it.
@@ -18,14 +19,11 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from email.utils import formatdate
-from http import HTTPStatus
-from time import perf_counter, time
-from typing import Any, Protocol, cast
+from time import perf_counter
+from typing import Any, Protocol
 
 import h11
 
-from harmony import __version__
 from harmony.http.channel import Channel, ChannelClosed
 from harmony.http.files import file_response
 from harmony.http.headers import Headers
@@ -40,6 +38,7 @@ from harmony.http.message import (
     error_response,
 )
 from harmony.http.pace import Pace
+from harmony.http.response_head import NO_BODY_STATUS, Framing, response_head
 
 __all__ = ["Connection", "Exchanged", "ServerLimits"]
 
@@ -56,10 +55,6 @@ BODY_CLOSE_TIMEOUT_S = 30.0
 """For a body to clean up: a retrieve that is left waits a second for its PACS, a folder may have to be emptied."""
 
 _FOREIGN = {0x16: "TLS", 0x01: "DICOM (A-ASSOCIATE-RQ)"}  # first byte of a record, of a PDU (PS3.8 §9.3.2)
-
-_NO_BODY_STATUS = (204, 304)  # RFC 9110 §6.4.1
-
-_HOP_BY_HOP = ("Connection", "Transfer-Encoding", "Content-Length", "Keep-Alive", "Upgrade")  # ours to decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +147,13 @@ class Connection:
         self._closing = False  # no further request
         self._requests = 0
         self._response_started = False
+        self._last = True  # no response comes behind the one that was begun
+        self._may_follow = False  # it is complete, and another one can come
         self._sent_bytes = 0
         self._method = ""  # of a head that could be read
         self._reading, self._writing = self._paces()
+        self._is_old = False  # the client speaks HTTP/1.0
+        self._asked_to_close = False
 
     def __repr__(self) -> str:
         state = "busy" if self._busy else "idle" if self.idle else "open"
@@ -230,10 +229,11 @@ class Connection:
         limits = self._limits
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.maximum_header_bytes)
         self.idle = True
-        self._response_started = False
+        self._response_started = self._may_follow = False
         self._sent_bytes = 0
         self._method = ""
         self._reading, self._writing = self._paces()
+        self._is_old = self._asked_to_close = False
         try:
             head = await self._read_head()
         except HTTPError as error:
@@ -251,7 +251,7 @@ class Connection:
             await self._skip_request_body()
         finally:
             self._busy = False
-        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE or self._closing:
+        if not self._may_follow or self._http.their_state is not h11.DONE or self._closing:
             return False
         trailing, _ = self._http.trailing_data
         if trailing:  # pipelined: goes back to the front of the queue
@@ -347,6 +347,7 @@ class Connection:
                     raise _malformed(error) from error
                 if isinstance(event, h11.Request):
                     self._method = event.method.decode("ascii")
+                    self._is_old = event.http_version < b"1.1"
                     _check_head(event)
                     return event
             if room <= 0:
@@ -356,6 +357,10 @@ class Connection:
         headers = Headers.from_wire(head.headers)
         length = headers.get("content-length")
         chunked = "transfer-encoding" in headers
+        if connection := headers.get("connection"):
+            self._asked_to_close = "close" in [each.strip() for each in connection.lower().split(",")]
+        if not chunked and not int(length or 0):
+            self._http.next_event()  # EndOfMessage: no body comes
         body = RequestBody(
             functools.partial(self._receive_body, self._http),
             None if chunked else int(length or 0),
@@ -405,7 +410,9 @@ class Connection:
     async def _skip_request_body(self) -> None:
         """Read what the handler left of a short request body, so that the next request can follow."""
         http, skipped = self._http, 0
-        if http.our_state is not h11.DONE:  # we close anyway: only see whether the request was complete
+        if http.their_state is h11.DONE:
+            return
+        if not self._may_follow:  # we close anyway: only see whether the request was complete
             with contextlib.suppress(h11.RemoteProtocolError):
                 while http.their_state is h11.SEND_BODY and http.next_event() is not h11.NEED_DATA:
                     pass
@@ -465,16 +472,13 @@ class Connection:
     async def _send_whole(
         self, request: Request | None, method: str, response: Response, body: bytes
     ) -> None:
-        without_body = method == "HEAD" or response.status in _NO_BODY_STATUS
+        has_body = method != "HEAD" and response.status not in NO_BODY_STATUS
         length = response.content_length if method == "HEAD" and not body else None
-        pieces: list[bytes | FileSpan] = [
-            self._http.send(self._head(request, response, len(body) if length is None else length))
-        ]
-        if body and not without_body:
-            pieces += self._data(body)
-        pieces.append(self._http.send(h11.EndOfMessage()))
+        head, framing = self._begin(request, response, len(body) if length is None else length, has_body)
         self._response_started = True
-        await self._write(*pieces)
+        pieces = self._data(framing, body) if body and has_body else ()
+        await self._write(head, *pieces, framing.end())
+        self._may_follow = not self._last
 
     async def _send_stream(
         self,
@@ -484,42 +488,38 @@ class Connection:
         chunks: AsyncIterator[Piece],
     ) -> None:
         length = response.content_length
-        pieces: list[bytes | FileSpan]
-        if method == "HEAD" or response.status in _NO_BODY_STATUS:
-            pieces = [self._http.send(self._head(request, response, length))]
+        if method == "HEAD" or response.status in NO_BODY_STATUS:
+            head, framing = self._begin(request, response, length, has_body=False)
         else:
-            first = await _next_chunk(
-                chunks
-            )  # before the head: a backend that fails at once is a proper error
-            if first is None and length is None:
+            # Before the head: a backend that fails at once is a proper error.
+            chunk = await _next_chunk(chunks)
+            if chunk is None and length is None:
                 length = 0
-            pieces = [self._http.send(self._head(request, response, length))]
+            head, framing = self._begin(request, response, length, has_body=True)
             self._response_started = True
-            while first is not None:
-                await self._write(*pieces, *self._data(first))
-                pieces = []
-                first = await _next_chunk(chunks)
+            while chunk is not None:
+                await self._write(head, *self._data(framing, chunk))
+                head = b""
+                chunk = await _next_chunk(chunks)
         self._response_started = True
-        await self._write(*pieces, self._http.send(h11.EndOfMessage()))
+        await self._write(head, framing.end())
+        self._may_follow = not self._last
 
-    def _data(self, chunk: bytes | FileSpan) -> list[bytes | FileSpan]:
+    def _data(self, framing: Framing, chunk: bytes | FileSpan) -> tuple[bytes | FileSpan, ...]:
         self._sent_bytes += len(chunk)
-        # Of data that it passes through h11 wants no more than the length.
-        return list(self._http.send_with_data_passthrough(h11.Data(data=cast(bytes, chunk))) or [])
+        return framing.data(chunk)
 
-    def _head(self, request: Request | None, response: Response, length: int | None) -> h11.Response:
-        headers = response.headers.without(*_HOP_BY_HOP)
-        fields = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
-        if length is not None and response.status not in _NO_BODY_STATUS:
-            fields.append((b"Content-Length", b"%d" % length))
-        for name, value in _DEFAULTS:
-            if name.decode("ascii") not in headers:
-                fields.append((name, value))
-        if "Date" not in headers:
-            fields.append((b"Date", _date(int(time()))))
-        if self._must_close(request) or (response.headers.get("Connection") or "").lower() == "close":
-            fields.append((b"Connection", b"close"))
-        return h11.Response(status_code=response.status, headers=fields, reason=_reason(response.status))
+    def _begin(
+        self, request: Request | None, response: Response, length: int | None, has_body: bool
+    ) -> tuple[bytes, Framing]:
+        framing = Framing(length, http_1_0=self._is_old, has_body=has_body)
+        self._last = (
+            self._is_old  # HTTP/1.0 connections are never kept open
+            or self._asked_to_close
+            or self._must_close(request)
+            or (response.headers.get("connection") or "").lower() == "close"
+        )
+        return response_head(response.status, response.headers, framing, close=self._last), framing
 
     def _must_close(self, request: Request | None) -> bool:
         """True when this answer is the last one on this connection."""
@@ -572,22 +572,3 @@ def _malformed(error: h11.RemoteProtocolError) -> HTTPError:
     status = error.error_status_hint if 400 <= error.error_status_hint <= 599 else 400
     messages = {400: "malformed request", 431: "request header fields too large", 501: "not implemented"}
     return HTTPError(status, messages.get(status, "malformed request"))
-
-
-@functools.lru_cache(maxsize=2)
-def _date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode("ascii")
-
-
-@functools.lru_cache(maxsize=64)
-def _reason(status: int) -> bytes:
-    try:
-        return HTTPStatus(status).phrase.encode("ascii")
-    except ValueError:
-        return b""
-
-
-_DEFAULTS = (
-    (b"Server", b"harmony/" + __version__.encode("ascii")),
-    (b"X-Content-Type-Options", b"nosniff"),
-)

@@ -39,13 +39,17 @@ class Headers:
     def from_wire(cls, items: Iterable[tuple[bytes, bytes]]) -> Self:
         """From h11's list: names already lower-cased, everything already checked."""
         headers = cls.__new__(cls)
-        decoded = ((name.decode("ascii"), value.decode("latin-1")) for name, value in items)
-        headers._fields = tuple((name, name, value) for name, value in decoded)
+        headers._fields = tuple(
+            [(key := name.decode("ascii"), key, value.decode("latin-1")) for name, value in items]
+        )
         return headers
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The value of `name`, repeated fields joined with ", " (RFC 9110 §5.3)."""
-        values = self.get_all(name)
+        wanted = name.lower()
+        values = [value for key, _, value in self._fields if key == wanted]
+        if len(values) == 1:
+            return values[0]
         return ", ".join(values) if values else default
 
     def get_all(self, name: str) -> list[str]:
@@ -66,6 +70,15 @@ class Headers:
         unwanted = {name.lower() for name in names}
         return self._copy(tuple(field for field in self._fields if field[0] not in unwanted))
 
+    def lines(self, *, without: frozenset[str]) -> tuple[frozenset[str], str]:
+        """The names in lower case, and the fields as they stand in a head, but for some; without: in lower case."""
+        names = frozenset([key for key, _, _ in self._fields])
+        if names.isdisjoint(without):
+            return names, "".join([f"{name}: {value}\r\n" for _, name, value in self._fields])
+        return names, "".join(
+            [f"{name}: {value}\r\n" for key, name, value in self._fields if key not in without]
+        )
+
     def _copy(self, fields: tuple[tuple[str, str, str], ...]) -> Headers:
         headers = Headers.__new__(Headers)
         headers._fields = fields
@@ -76,7 +89,7 @@ class Headers:
         return ((name, value) for _, name, value in self._fields)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(key == name.lower() for key, _, _ in self._fields)
+        return isinstance(name, str) and name.lower() in [key for key, _, _ in self._fields]
 
     def __len__(self) -> int:
         return len(self._fields)

@@ -138,10 +138,14 @@ class HTTPError(Exception):
         return answer
 
 
+_JSON = Headers({"Content-Type": "application/json"})
+
+
 def json_response(content: Any, status: int = 200, *, headers: HeadersLike = ()) -> Response:
     """`content` as application/json; Any because JSON is what msgspec can encode, not one type."""
     body = msgspec.json.encode(content)
-    return Response(status, Headers(headers).set("Content-Type", "application/json"), body)
+    with_type = Headers(headers).set("Content-Type", "application/json") if headers else _JSON
+    return Response(status, with_type, body)
 
 
 def error_response(status: int, message: str, **extra: Any) -> Response:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import uvloop
 
 from harmony.http import FileSpan, HTTPServer, Piece, Request, Response
+from harmony.http.channel import Channel
 from harmony.ul.held import HELD
 
 MIB = 1024 * 1024
@@ -205,3 +207,23 @@ async def test_at_the_limit_of_all_no_more_is_read_while_something_waits(
     await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000))
     assert (await client.response())[2] == b"1000000"  # it goes on, a read at a time
     assert pauses[0] > 1
+
+
+# Deadlines
+
+
+async def test_a_wait_ends_at_its_own_deadline_whatever_the_ones_before_were() -> None:
+    ours, theirs = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    with theirs:
+        _, channel = await loop.create_connection(Channel, sock=ours)
+        for seconds in (0.2, 60.0, 0.1):  # the last one is over before the timer of the others
+            theirs.send(b"x")
+            await channel.wait_for_data(loop.time() + seconds)
+            assert channel.take() == b"x"
+        for seconds in (0.3, 0.05):  # and the first of these after it
+            deadline = loop.time() + seconds
+            with pytest.raises(TimeoutError):
+                await channel.wait_for_data(deadline)
+            assert loop.time() >= deadline
+        channel.abort()
