@@ -169,6 +169,10 @@ class Index(Protocol):
     def count(self, keys: UniqueKeys) -> int:
         """Return how many instances `instances` would yield."""
 
+    def version(self, keys: UniqueKeys, *, within_s: float | None = None) -> str:
+        """Return a word that is another one when instances were added, replaced or removed, "" when there are none;
+        files are not looked at. within_s: as in `query`."""
+
     def headers(
         self, keys: UniqueKeys, *, within_s: float | None = None
     ) -> Iterator[tuple[StoredInstance, Entity]]:

@@ -253,6 +253,9 @@ class ArchiveIndex:
     def instances(self, keys: UniqueKeys, *, within_s: float | None = None) -> Iterator[StoredInstance]:
         return self._current(within_s).instances(keys, within_s=within_s)
 
+    def version(self, keys: UniqueKeys, *, within_s: float | None = None) -> str:
+        return self._current(within_s).version(keys, within_s=within_s)
+
     def headers(
         self, keys: UniqueKeys, *, within_s: float | None = None
     ) -> Iterator[tuple[StoredInstance, Entity]]:

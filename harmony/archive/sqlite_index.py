@@ -457,15 +457,22 @@ class SQLiteIndex:
                 self._remove_vanished(vanished)
 
     def count(self, keys: UniqueKeys) -> int:
-        conditions: list[str] = []
-        parameters: list[object] = []
-        for table in (STUDY, SERIES, INSTANCE):
-            for condition in unique(keys, table):
-                conditions.append(f"{table.name}.{condition.sql}")
-                parameters.extend(condition.parameters)
-        sql = _COUNT + "".join(f" AND {condition}" for condition in conditions)
+        sql, parameters = _of_all("count(*)", keys)
         with self._reader() as reader:
             return int(reader.database.execute(sql, parameters).fetchone()[0])
+
+    def version(self, keys: UniqueKeys, *, within_s: float | None = None) -> str:
+        sql, parameters = _of_all(_TRAITS, keys)
+
+        def ask(reader: _Reader) -> Iterator[Row]:
+            yield reader.database.execute(sql, parameters).fetchone()
+
+        if within_s is not None:
+            (traits,) = self._hastily(within_s, ask)
+        else:
+            with self._reader() as reader:
+                (traits,) = ask(reader)
+        return "-".join(map(str, traits)) if traits[0] else ""
 
     def counts(self) -> Counts:
         with self._reader() as reader:
@@ -522,6 +529,17 @@ class _SeriesGone(LookupError):
     """The series of a header was removed while somebody read it."""
 
 
+def _of_all(expressions: str, keys: UniqueKeys) -> tuple[str, list[object]]:
+    """Return the SQL of an aggregate over all instances to retrieve, and its parameters."""
+    conditions: list[str] = ["NOT instance.shadow"]
+    parameters: list[object] = []
+    for table in (STUDY, SERIES, INSTANCE):
+        for condition in unique(keys, table):
+            conditions.append(f"{table.name}.{condition.sql}")
+            parameters.extend(condition.parameters)
+    return f"SELECT {expressions} {_BELOW} WHERE {' AND '.join(conditions)}", parameters
+
+
 def _lock(path: Path) -> int:
     """Take the lock; it goes with the process."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -540,7 +558,11 @@ _PATHS_BELOW = (
     "SELECT study.uid, series.uid, instance.uid, instance.name "
     f"{_BELOW} JOIN patient ON patient.id = study.patient WHERE {{}} = ?"
 )
-_COUNT = f"SELECT count(*) {_BELOW} WHERE NOT instance.shadow"
+_TRAITS = (
+    "count(*), coalesce(sum(instance.size_bytes), 0), coalesce(max(instance.received_ns), 0), "
+    # A replaced file was received at another time. Divided, as a sum of nanoseconds does not fit into 64 bits.
+    "coalesce(sum(instance.received_ns >> 32), 0), coalesce(sum(instance.received_ns & 0xffffffff), 0)"
+)
 _COUNTS = (
     "SELECT (SELECT count(*) FROM patient), count(*), coalesce(sum(series), 0), coalesce(sum(instances), 0) "
     "FROM study"

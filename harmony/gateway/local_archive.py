@@ -11,8 +11,6 @@ share the one index, which the gateway opens before and closes after them.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -202,9 +200,10 @@ class LocalArchive:
         return await asyncio.to_thread(lambda: next(index.headers(keys), None))
 
     async def version(self, retrieve: Retrieve) -> str | None:
-        """Of files: a replaced one is another inode, with another time. None for more than `LISTED_UIDS` of them."""
-        index = self._index()
-        return await asyncio.to_thread(_version, index, retrieve.keys)
+        """Of what the index knows, for that is what metadata are made from; no file is looked at."""
+        index, keys = self._index(), retrieve.keys
+        found = index.at_once(lambda within_s: iter((index.version(keys, within_s=within_s),)))
+        return (found[0] if found is not None else await asyncio.to_thread(index.version, keys)) or None
 
     def _index(self) -> ArchiveIndex:
         if self.index is None:
@@ -239,21 +238,6 @@ def _survey(
         if total <= LISTED_UIDS:
             uids.append(each.sop_instance_uid)
     return None, uids if total <= LISTED_UIDS else None, list(pairs), total
-
-
-def _version(index: ArchiveIndex, keys: UniqueKeys) -> str | None:
-    found = list(islice(index.instances(keys), LISTED_UIDS + 1))
-    if not 0 < len(found) <= LISTED_UIDS:
-        return None
-    digest = hashlib.sha256()
-    for each in found:
-        try:
-            status = os.stat(each.path)
-        except OSError:
-            return None
-        file = (each.sop_instance_uid, status.st_size, status.st_mtime_ns, status.st_ino)
-        digest.update(repr(file).encode())
-    return digest.hexdigest()[:32]
 
 
 async def _instances(

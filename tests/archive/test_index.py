@@ -695,6 +695,27 @@ def test_an_answer_whose_file_is_gone_is_dropped_and_so_is_its_row(
     assert index.counts() == Counts(0, 0, 0, 0)
 
 
+def test_the_version_of_instances_changes_with_any_of_them(index: SQLiteIndex) -> None:
+    now = 1_700_000_000_000_000_000
+    study, series = UniqueKeys(study_instance_uids=["1.1"]), UniqueKeys(series_instance_uids=["1.1.1"])
+    assert index.version(study) == ""
+    # So many that their times do not add up to 64 bits.
+    index.add([instance(f"1.1.1.{n}", received=now + n) for n in range(20)])
+    seen = [index.version(study)]
+    index.add([instance("1.2.1.1", study="1.2", series="1.2.1", received=now)])
+    assert index.version(study) == seen[0] == index.version(study, within_s=30.0)
+    index.add([instance("1.1.2.1", series="1.1.2", received=now)])
+    assert index.version(series) == seen[0]
+    seen.append(index.version(study))
+    index.add([instance("1.1.1.3", received=now + 1_000_000_003)])  # replaced
+    seen.append(index.version(study))
+    index.remove([instance("1.1.1.3").path])
+    seen.append(index.version(study))
+    assert len(set(seen)) == len(seen)
+    index.add([instance("1.1.1.3", received=now + 1_000_000_003)])
+    assert index.version(study) == seen[2]
+
+
 # Within a time
 
 

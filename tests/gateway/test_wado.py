@@ -702,6 +702,11 @@ async def test_an_etag_spares_the_metadata_of_many_until_they_change(
         assert (again.status, again.headers.get("etag") != etag) == (200, True)
 
 
+async def test_what_is_not_there_is_not_unchanged(local: Site) -> None:
+    answer = await local.get(path_of("1.2.3") + "/metadata", headers={"If-None-Match": "*"})
+    assert answer.status == 404
+
+
 async def test_a_study_in_a_pacs_has_no_etag(remote: Site) -> None:
     await remote.put(image(1))
     answer = await remote.get(path_of(STUDY) + "/metadata", headers={"If-None-Match": "*"})
