@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Final
 from xml.sax.saxutils import quoteattr
 
@@ -16,8 +17,9 @@ from harmony import __version__
 from harmony.http import Request
 from harmony.http.accept import Offer, choose
 
-__all__ = ["Capability", "capabilities"]
+__all__ = ["Capabilities", "Capability"]
 
+KEPT: Final = 8
 WADL: Final = "application/vnd.sun.wadl+xml"
 OFFERS: Final = (
     Offer("application/json", "json", also=("application/dicom+json",)),
@@ -35,12 +37,20 @@ class Capability:
     produces: tuple[str, ...]
 
 
-def capabilities(request: Request, listed: Sequence[Capability], *, root: str) -> tuple[str, bytes]:
-    """Content-Type and body. root: the URL of the service. Who accepts neither form gets JSON (RFC 9110 §12.4.1)."""
-    choice = choose(request.headers.get("accept"), OFFERS)
-    if choice is not None and choice.value == "wadl":
-        return WADL, _wadl(listed, root)
-    return "application/json", _json(listed, root)
+class Capabilities:
+    """What one service can do. Documents are kept for the few names that a service is called by."""
+
+    def __init__(self, listed: Sequence[Capability]) -> None:
+        self._json = lru_cache(maxsize=KEPT)(partial(_json, tuple(listed)))
+        self._wadl = lru_cache(maxsize=KEPT)(partial(_wadl, tuple(listed)))
+
+    def document(self, request: Request, root: str) -> tuple[str, bytes]:
+        """Content-Type and body. root: the URL of the service. Who accepts neither form gets JSON (RFC 9110
+        §12.4.1)."""
+        choice = choose(request.headers.get("accept"), OFFERS)
+        if choice is not None and choice.value == "wadl":
+            return WADL, self._wadl(root)
+        return "application/json", self._json(root)
 
 
 def _by_path(listed: Sequence[Capability]) -> dict[str, list[Capability]]:

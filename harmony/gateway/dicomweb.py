@@ -27,7 +27,7 @@ from harmony.archive.levels import Level
 from harmony.dicom.uid import is_valid_uid
 from harmony.gateway.backend import Backend
 from harmony.gateway.backend_errors import BACKEND_ERRORS, BackendError, backend_failure
-from harmony.gateway.capabilities import Capability, capabilities
+from harmony.gateway.capabilities import Capabilities, Capability
 from harmony.gateway.config import Endpoint
 from harmony.gateway.mixed_media_types import refuse_mixed_media_types
 from harmony.gateway.options import DicomwebOptions
@@ -109,6 +109,9 @@ class DicomWeb:
         )
         self._cross_origin = CrossOrigin(options.allow_origins, max_age_s=options.preflight_max_age_secs)
         self._resources = tuple(self._table())
+        self._capabilities = Capabilities(
+            [Capability(each.method, each.path, each.name, each.produces) for each in self._resources]
+        )
 
     def add_routes(self, router: Router) -> None:
         """Raises RouteConflict when another endpoint of the network has one of them."""
@@ -270,10 +273,7 @@ class DicomWeb:
             headers = self._cross_origin.options(request, methods)
             if path != "/" or "access-control-request-method" in request.headers:
                 return Response(200, headers)
-            listed = [
-                Capability(each.method, each.path, each.name, each.produces) for each in self._resources
-            ]
-            content_type, body = capabilities(request, listed, root=self._root(request))
+            content_type, body = self._capabilities.document(request, self._root(request))
             return await encode_content(
                 request, Response(200, Headers([*headers, ("Content-Type", content_type)]), body)
             )
