@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import (
     dicomweb,
     find,
+    http,
     jmix,
     measure,
     proxy,
@@ -34,6 +35,7 @@ MODULES = (
     retrieve,
     proxy,
     dicomweb,
+    http,
     jmix,
     soak,
     survey,

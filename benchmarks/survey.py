@@ -24,6 +24,7 @@ from benchmarks import report
 from benchmarks.archives import ORTHANC_PATH, missing
 from benchmarks.peers import program
 from benchmarks.tables import markdown
+from benchmarks.web_peers import NGINX_PATH
 
 ROOT = Path(__file__).parent.parent
 QUICK_LIMIT_S = 105.0  # two minutes with what follows
@@ -64,6 +65,7 @@ BENCHMARKS = (
         ("--quick", "--pacs", "harmony", "--whats", "study", "--rounds", "2"),
     ),
     Benchmark("dicomweb", "DICOMweb", ("--quick", "--parts", "study", "--rounds", "2")),
+    Benchmark("http", "HTTP, beside nginx", ("--quick", "--parts", "bodies", "--rounds", "2")),
     Benchmark("jmix", "To a JMIX upstream", ("--quick", "--parts", "zip,latency", "--rounds", "2")),
     Benchmark(
         "find",
@@ -90,7 +92,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "all",
         help="every benchmark, and one report in Markdown",
-        description="Runs store, retrieve, proxy, dicomweb, jmix and find, and writes one report in Markdown.",
+        description="Runs store, retrieve, proxy, dicomweb, http, jmix and find, and writes one report in Markdown.",
     )
     parser.add_argument(
         "--quick", action="store_true", help=f"a part of each, and no more than {QUICK_LIMIT_S:.0f} seconds"
@@ -253,5 +255,6 @@ def _peers() -> list[tuple[str, str]]:
         ("Orthanc", report.printed([orthanc, "--version"]).partition("\n")[0] if orthanc else "missing")
     )
     peers.append(("Orthanc's DICOMweb plugin", "missing" if missing("orthanc-dicomweb") else "there"))
+    peers.append(("nginx", "there" if program("nginx", NGINX_PATH) else "missing"))
     peers.append(("pynetdicom qrscp", "missing" if missing("pynetdicom") else "there"))
     return peers
