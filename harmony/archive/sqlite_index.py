@@ -51,14 +51,19 @@ from harmony.archive.sqlite_entities import (
     study_of,
 )
 from harmony.archive.sqlite_query import (
+    BELOW,
     INSTANCE,
+    ONE,
     PATIENT,
     SERIES,
     STUDY,
+    TRAITS,
     Condition,
     Parameters,
     Table,
+    aggregate,
     conditions_of,
+    only,
     unique,
 )
 from harmony.archive.sqlite_schema import OTHER_VERSION, TABLES, connect, create, damage
@@ -434,6 +439,14 @@ class SQLiteIndex:
         self, keys: UniqueKeys, given: _Reader | None = None
     ) -> Iterator[tuple[StoredInstance, int, Row]]:
         """Yield what is to be retrieved, with the id of its series and its row of INSTANCE."""
+        if given is not None and (one := only(keys)):
+            study_uid, series_uid, uid = one
+            for key, *row in given.database.execute(ONE, (uid, study_uid, series_uid)).fetchall():
+                instance = stored_instance(tuple(row), self._root, study_uid, series_uid)
+                if self._verify_files and not os.path.lexists(instance.path):
+                    raise TookTooLong("files have vanished")
+                yield instance, key, tuple(row)
+            return
         vanished: list[str] = []
         try:
             for study_row in self._rows(STUDY, unique(keys, STUDY), exact=True, given=given):
@@ -457,12 +470,12 @@ class SQLiteIndex:
                 self._remove_vanished(vanished)
 
     def count(self, keys: UniqueKeys) -> int:
-        sql, parameters = _of_all("count(*)", keys)
+        sql, parameters = aggregate("count(*)", keys)
         with self._reader() as reader:
             return int(reader.database.execute(sql, parameters).fetchone()[0])
 
     def version(self, keys: UniqueKeys, *, within_s: float | None = None) -> str:
-        sql, parameters = _of_all(_TRAITS, keys)
+        sql, parameters = aggregate(TRAITS, keys)
 
         def ask(reader: _Reader) -> Iterator[Row]:
             yield reader.database.execute(sql, parameters).fetchone()
@@ -492,7 +505,7 @@ class SQLiteIndex:
         while True:
             column = f"{found.table.name}.id"
             with self._reader() as reader:
-                rows = reader.database.execute(_PATHS_BELOW.format(column), (found.id,)).fetchall()
+                rows = reader.database.execute(_PATHSBELOW.format(column), (found.id,)).fetchall()
             vanished = [
                 path for row in rows if not os.path.lexists(f"{self._root}/{(path := path_of(*row))}")
             ]
@@ -529,17 +542,6 @@ class _SeriesGone(LookupError):
     """The series of a header was removed while somebody read it."""
 
 
-def _of_all(expressions: str, keys: UniqueKeys) -> tuple[str, list[object]]:
-    """Return the SQL of an aggregate over all instances to retrieve, and its parameters."""
-    conditions: list[str] = ["NOT instance.shadow"]
-    parameters: list[object] = []
-    for table in (STUDY, SERIES, INSTANCE):
-        for condition in unique(keys, table):
-            conditions.append(f"{table.name}.{condition.sql}")
-            parameters.extend(condition.parameters)
-    return f"SELECT {expressions} {_BELOW} WHERE {' AND '.join(conditions)}", parameters
-
-
 def _lock(path: Path) -> int:
     """Take the lock; it goes with the process."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -551,17 +553,11 @@ def _lock(path: Path) -> int:
     return fd
 
 
-_BELOW = "FROM study JOIN series ON series.study = study.id JOIN instance ON instance.series = series.id"
-_LOCATE = f"SELECT study.uid, series.uid, instance.uid, instance.name, instance.id {_BELOW} WHERE "
-_PATH_OF = f"SELECT study.uid, series.uid, instance.uid, instance.name {_BELOW} WHERE instance.id = ?"
-_PATHS_BELOW = (
+_LOCATE = f"SELECT study.uid, series.uid, instance.uid, instance.name, instance.id {BELOW} WHERE "
+_PATH_OF = f"SELECT study.uid, series.uid, instance.uid, instance.name {BELOW} WHERE instance.id = ?"
+_PATHSBELOW = (
     "SELECT study.uid, series.uid, instance.uid, instance.name "
-    f"{_BELOW} JOIN patient ON patient.id = study.patient WHERE {{}} = ?"
-)
-_TRAITS = (
-    "count(*), coalesce(sum(instance.size_bytes), 0), coalesce(max(instance.received_ns), 0), "
-    # A replaced file was received at another time. Divided, as a sum of nanoseconds does not fit into 64 bits.
-    "coalesce(sum(instance.received_ns >> 32), 0), coalesce(sum(instance.received_ns & 0xffffffff), 0)"
+    f"{BELOW} JOIN patient ON patient.id = study.patient WHERE {{}} = ?"
 )
 _COUNTS = (
     "SELECT (SELECT count(*) FROM patient), count(*), coalesce(sum(series), 0), coalesce(sum(instances), 0) "

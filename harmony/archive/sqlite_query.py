@@ -22,14 +22,19 @@ from harmony.archive.matching import Key, KeyKind, Matcher
 from harmony.archive.sqlite_writer import PATIENT_NAME, REFERRING_NAME, STUDY_PATIENT_NAME
 
 __all__ = [
+    "BELOW",
     "INSTANCE",
+    "ONE",
     "PATIENT",
     "SERIES",
     "STUDY",
+    "TRAITS",
     "Condition",
     "Parameters",
     "Table",
+    "aggregate",
     "conditions_of",
+    "only",
     "unique",
 ]
 
@@ -131,6 +136,20 @@ INSTANCE = Table(
     always="NOT shadow",
 )
 
+BELOW = "FROM study JOIN series ON series.study = study.id JOIN instance ON instance.series = series.id"
+ONE = (
+    f"SELECT series, {', '.join(INSTANCE.order)}, {INSTANCE.columns} FROM instance WHERE uid = ? AND NOT shadow AND "
+    "series IN (SELECT series.id FROM series JOIN study ON study.id = series.study WHERE study.uid = ? "
+    f"AND series.uid = ?) ORDER BY {', '.join(INSTANCE.order)}"
+)
+"""One instance by its UID and those of study and series: the id of its series, and the row as it is read."""
+TRAITS = (
+    "count(*), coalesce(sum(instance.size_bytes), 0), coalesce(max(instance.received_ns), 0), "
+    # A replaced file was received at another time. Divided, as a sum of nanoseconds does not fit into 64 bits.
+    "coalesce(sum(instance.received_ns >> 32), 0), coalesce(sum(instance.received_ns & 0xffffffff), 0)"
+)
+"""What changes with any instance."""
+
 # Which columns stand for which attributes, by table.
 _PATIENT_COLUMNS = {0x00100020: "patient_id", 0x00100030: "birth_date", 0x00100040: "sex"}
 _STUDY_COLUMNS = _PATIENT_COLUMNS | {
@@ -219,6 +238,26 @@ def unique(keys: UniqueKeys, table: Table) -> list[Condition]:
         for sql, values in asked
         if values is not None
     ]
+
+
+def only(keys: UniqueKeys) -> tuple[str, str, str] | None:
+    """Return study, series and instance when the keys are these, as in a URL."""
+    named = (keys.study_instance_uids, keys.series_instance_uids, keys.sop_instance_uids)
+    if keys.patient_ids is not None or not all(uids is not None and len(uids) == 1 for uids in named):
+        return None
+    study, series, instance = (uids[0] for uids in named if uids is not None)
+    return study, series, instance
+
+
+def aggregate(expressions: str, keys: UniqueKeys) -> tuple[str, list[object]]:
+    """Return the SQL of an aggregate over all instances to retrieve, and its parameters."""
+    conditions: list[str] = ["NOT instance.shadow"]
+    parameters: list[object] = []
+    for table in (STUDY, SERIES, INSTANCE):
+        for condition in unique(keys, table):
+            conditions.append(f"{table.name}.{condition.sql}")
+            parameters.extend(condition.parameters)
+    return f"SELECT {expressions} {BELOW} WHERE {' AND '.join(conditions)}", parameters
 
 
 def _json_list(values: Sequence[str]) -> str:

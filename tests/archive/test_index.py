@@ -729,6 +729,22 @@ def test_the_same_is_found_within_a_time(index: SQLiteIndex) -> None:
     assert list(index.headers(keys, within_s=30.0)) == list(index.headers(keys))
 
 
+def test_one_instance_is_found_in_its_study_and_series_only(index: SQLiteIndex) -> None:
+    index.add([instance("1.1.1.1"), instance("1.1.1.1", study="1.2", received=2), instance("1.1.1.2")])
+    for study, series, uid, count in (
+        ("1.1", "1.1.1", "1.1.1.1", 1),
+        ("1.2", "1.1.1", "1.1.1.1", 1),
+        ("1.2", "1.1.1", "1.1.1.2", 0),
+        ("1.1", "1.1.2", "1.1.1.1", 0),
+        ("1.3", "1.1.1", "1.1.1.1", 0),
+    ):
+        keys = UniqueKeys(None, (study,), (series,), (uid,))
+        expected = list(index.headers(keys))
+        assert len(expected) == count
+        assert list(index.headers(keys, within_s=30.0)) == expected
+        assert list(index.instances(keys, within_s=30.0)) == list(index.instances(keys))
+
+
 def test_a_search_is_broken_off_when_its_time_is_over(index: SQLiteIndex) -> None:
     index.add([instance(f"1.1.1.{n}", received=n) for n in range(3000)])
     assert len(list(index.query(Level.IMAGE, EVERYTHING))) == 3000
