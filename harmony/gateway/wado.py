@@ -22,7 +22,6 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from harmony import __version__
@@ -296,7 +295,7 @@ def retrieve_for(uids: Sequence[str]) -> Retrieve:
 
 def _file(stored: StoredInstance) -> Response:
     headers = _VARY | {"Content-Type": dicom_type(stored.transfer_syntax_uid)}
-    return Response(200, headers, FileBody(Path(stored.path)))
+    return Response(200, headers, FileBody(stored.path))
 
 
 async def _streamed_file(instances: DeliveredInstances) -> Response:

@@ -3,7 +3,7 @@
 An asyncio.Protocol keeps what was received and not yet taken; the socket is not read while that is too much. Writing
 waits while the transport holds too much, and gives up when the peer takes nothing for a while. So neither a fast sender
 nor a slow reader costs memory, and the limit reaches the peer through TCP. But for TLS, pieces of files go from the
-page cache to the socket without being read here (sendfile(2)).
+page cache to the socket without being read here (sendfile(2)); what is not in it yet a thread reads first.
 
 One task takes and writes; it learns of the other side leaving through the `peer_left` callback, wherever it is.
 """
@@ -49,6 +49,7 @@ SENT_FILE_BYTES = 1024 * 1024
 """Of a file in one call; in between other connections have their turn."""
 
 _READ_FILE_BYTES = 256 * 1024
+_NO_NOWAIT = frozenset((errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS))
 _CANNOT_SEND_FILE = frozenset((errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))  # what some file systems say
 
 
@@ -86,6 +87,8 @@ class Channel(asyncio.Protocol):
         self._discarding = False
         self._writing_paused = False
         self._write_waiter: asyncio.Future[None] | None = None
+        self._own: socket.socket | None = None
+        self._sent_since_pause = 0
         self.read_pauses = 0
         self.peak_buffered_bytes = 0
         self.peak_unsent_bytes = 0
@@ -128,6 +131,8 @@ class Channel(asyncio.Protocol):
         self._writing_paused = False
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._own is not None:
+            self._own.close()
         if not self._lost.done():
             self._lost.set_result(None)
         self._peer_left()
@@ -258,25 +263,31 @@ class Channel(asyncio.Protocol):
             return
         if self.transport.get_write_buffer_size():
             await self._drain(pace)
-        shared = self.transport.get_extra_info("socket")
-        # A descriptor of our own: event loops let nobody else wait for those of their transports.
-        with socket.socket(shared.family, shared.type, shared.proto, fileno=os.dup(shared.fileno())) as sock:
+        sock = self._own_socket()
+        before = b""
+        for number, piece in enumerate(pieces):
+            if not isinstance(piece, FileSpan):
+                before += piece
+                continue
+            await self._send(sock, before + piece.head, socket.MSG_MORE, pace)
             before = b""
-            for number, piece in enumerate(pieces):
-                if not isinstance(piece, FileSpan):
-                    before += piece
-                    continue
-                await self._send(sock, before + piece.head, socket.MSG_MORE, pace)
-                before = b""
-                sent_bytes = await self._send_file(sock, piece, pace)
-                if sent_bytes < piece.size_bytes:
-                    left = FileSpan(
-                        piece.descriptor, piece.offset + sent_bytes, piece.size_bytes - sent_bytes
-                    )
-                    await self._write_read((left, *pieces[number + 1 :]), pace)
-                    return
-            if before:
-                await self._send(sock, before, 0, pace)
+            sent_bytes = await self._send_file(sock, piece, pace)
+            if sent_bytes < piece.size_bytes:
+                left = FileSpan(piece.descriptor, piece.offset + sent_bytes, piece.size_bytes - sent_bytes)
+                await self._write_read((left, *pieces[number + 1 :]), pace)
+                return
+        if before:
+            await self._send(sock, before, 0, pace)
+
+    def _own_socket(self) -> socket.socket:
+        """A descriptor of our own: event loops let nobody else wait for those of their transports."""
+        if self._lost.done():
+            raise ChannelClosed("connection lost while sending")
+        if self._own is None:
+            shared = self.transport.get_extra_info("socket")
+            descriptor = os.dup(shared.fileno())
+            self._own = socket.socket(shared.family, shared.type, shared.proto, fileno=descriptor)
+        return self._own
 
     async def _write_read(self, pieces: tuple[bytes | FileSpan, ...], pace: Pace) -> None:
         """The same, read here."""
@@ -306,8 +317,11 @@ class Channel(asyncio.Protocol):
         sent_bytes = 0
         while sent_bytes < span.size_bytes:
             wanted = min(SENT_FILE_BYTES, span.size_bytes - sent_bytes)
+            offset = span.offset + sent_bytes
+            if not (_is_cached(span.descriptor, offset) and _is_cached(span.descriptor, offset + wanted - 1)):
+                await self._read_ahead(span.descriptor, offset, wanted)
             try:
-                count = os.sendfile(sock.fileno(), span.descriptor, span.offset + sent_bytes, wanted)
+                count = os.sendfile(sock.fileno(), span.descriptor, offset, wanted)
             except BlockingIOError:
                 await self._until_writable(sock, pace)
                 continue
@@ -316,13 +330,27 @@ class Channel(asyncio.Protocol):
                     break
                 raise ChannelClosed(f"connection lost while sending: {error.strerror}") from error
             if not count:
-                raise EOFError(f"file ended at byte {span.offset + sent_bytes}, it has become shorter")
+                raise EOFError(f"file ended at byte {offset}, it has become shorter")
             sent_bytes += count
-            await asyncio.sleep(0)
+            self._sent_since_pause += count
+            if self._sent_since_pause >= SENT_FILE_BYTES:
+                self._sent_since_pause = 0
+                await asyncio.sleep(0)
         return sent_bytes
+
+    async def _read_ahead(self, descriptor: int, offset: int, size_bytes: int) -> None:
+        """Have a thread wait for the disk."""
+        reading = self._loop.run_in_executor(None, _read_into_cache, descriptor, offset, size_bytes)
+        try:
+            await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # The thread still reads from the descriptor; closing it now could hand its number to another file.
+            await asyncio.wait([reading])
+            raise
 
     async def _until_writable(self, sock: socket.socket, pace: Pace) -> None:
         """Until the kernel takes more. It says so when a good part of its buffer is free; less is progress, too."""
+        self._sent_since_pause = 0  # others have their turn meanwhile
         self._write_waiter = waiter = self._loop.create_future()
         self._loop.add_writer(sock, _wake, waiter)
         try:
@@ -383,6 +411,24 @@ class Channel(asyncio.Protocol):
             except OSError:  # the peer was faster
                 pass
         self.abort()
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether a byte of a file can be had without waiting; True as well where the file system cannot tell."""
+    try:
+        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_NOWAIT:
+            raise
+    return True
+
+
+def _read_into_cache(descriptor: int, offset: int, size_bytes: int) -> None:
+    end = offset + size_bytes
+    while offset < end and (count := len(os.pread(descriptor, min(_READ_FILE_BYTES, end - offset), offset))):
+        offset += count
 
 
 def _unsent_bytes(sock: socket.socket) -> int:

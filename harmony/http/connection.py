@@ -438,7 +438,7 @@ class Connection:
         """Send one response. Whatever its body raises comes through; `_response_started` tells if it was too late."""
         if isinstance(response.body, FileBody):
             try:
-                response = await file_response(request, response, response.body)
+                response = file_response(request, response, response.body)
             except FileNotFoundError:
                 response = error_response(404, "Not found")
         if response.body is None or isinstance(response.body, bytes):

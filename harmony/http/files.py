@@ -1,11 +1,12 @@
-"""Sending a file: length, single byte ranges, reading off the event loop (RFC 9110 §14).
+"""Sending a file: length, single byte ranges, where its bytes come from (RFC 9110 §14).
 
 `file_response` turns a response with a `FileBody` into one whose body is an open file: 200 with everything, 206 with
 the part a Range header asks for, or 416. Ranges are an offer, so what is not understood (other units, several ranges, a
 failed If-Range) is answered with the whole. The file is opened once and read through that descriptor: replacing or
 deleting it meanwhile does not disturb the transfer, shortening it ends the transfer with an error.
 
-Reads go through a worker thread, because a file on a network share may take seconds.
+A response's file is opened in the event loop, as those of the archive are, and is one `FileSpan`, which the channel has
+the kernel send. `FileChunks` are for who needs the bytes; they are read in a worker thread.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from harmony.http.headers import Headers
-from harmony.http.message import FileBody, Request, Response, error_response
+from harmony.http.message import FileBody, FileSpan, Request, Response, error_response
 
 __all__ = ["FileChunks", "file_response", "open_file"]
 
@@ -64,12 +65,33 @@ class FileChunks:
             os.close(descriptor)
 
 
-async def file_response(request: Request | None, response: Response, body: FileBody) -> Response:
+class _SentFile:
+    """A body that is one span of an open file; `aclose` closes it."""
+
+    def __init__(self, descriptor: int, offset: int, length: int) -> None:
+        self._descriptor = descriptor
+        self._spans = [FileSpan(descriptor, offset, length)]
+
+    def __aiter__(self) -> AsyncIterator[FileSpan]:
+        return self
+
+    async def __anext__(self) -> FileSpan:
+        if not self._spans:
+            raise StopAsyncIteration
+        return self._spans.pop()
+
+    async def aclose(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def file_response(request: Request | None, response: Response, body: FileBody) -> Response:
     """`response` with the file opened, its length known and a Range of `request` applied.
 
     Raises OSError as opening does, ValueError when the offset or length of `body` lies outside the file.
     """
-    descriptor, size = await open_file(body.path)
+    descriptor, size = _open(body.path)  # handing it to a thread takes twenty times as long
     try:
         offset = body.offset
         length = size - offset if body.length is None else body.length
@@ -89,8 +111,7 @@ async def file_response(request: Request | None, response: Response, body: FileB
     except BaseException:
         os.close(descriptor)
         raise
-    chunks = FileChunks(descriptor, offset=offset, length=length)
-    return Response(status, headers, chunks, content_length=length)
+    return Response(status, headers, _SentFile(descriptor, offset, length), content_length=length)
 
 
 async def open_file(path: Path) -> tuple[int, int]:
@@ -103,7 +124,7 @@ async def open_file(path: Path) -> tuple[int, int]:
         raise
 
 
-def _open(path: Path) -> tuple[int, int]:
+def _open(path: Path | str) -> tuple[int, int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # NONBLOCK: a FIFO would hang here
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):

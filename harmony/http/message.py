@@ -52,7 +52,7 @@ _ABSOLUTE_FORM = re.compile(r"https?://[^/?#]*", re.IGNORECASE)  # RFC 9112 §3.
 class FileBody:
     """A body that is a file, or `length` bytes of it from `offset`; sent with Content-Length and Range."""
 
-    path: Path
+    path: Path | str
     offset: int = 0
     length: int | None = None  # None: to the end of the file
 

@@ -56,7 +56,7 @@ def pieces_of(descriptor: int) -> tuple[Piece, ...]:
     return b"before", span, b"after", FileSpan(descriptor, 8, 2), FileSpan(descriptor, 10, 0)
 
 
-async def fetch(server: HTTPServer, **options: Any) -> bytes:
+async def fetch(server: HTTPServer, *, size_bytes: int = len(BODY), **options: Any) -> bytes:
     """The body of one answer, as it is on the wire."""
     (address,) = await server.start("127.0.0.1", 0, **options)
     context = None
@@ -68,7 +68,7 @@ async def fetch(server: HTTPServer, **options: Any) -> bytes:
             reader, writer = await asyncio.open_connection(*address, ssl=context)
             writer.write(REQUEST)
             await reader.readuntil(b"\r\n\r\n")
-            body = await reader.readexactly(len(BODY))
+            body = await reader.readexactly(size_bytes)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -207,6 +207,20 @@ async def test_at_the_limit_of_all_no_more_is_read_while_something_waits(
     await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000))
     assert (await client.response())[2] == b"1000000"  # it goes on, a read at a time
     assert pauses[0] > 1
+
+
+async def test_what_is_not_in_the_page_cache_is_read_first(tmp_path: Path) -> None:
+    path, content = tmp_path / "cold", bytes(range(256)) * 10_000
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        server = HTTPServer(answering(FileSpan(descriptor, 10, len(content) - 10)))
+        expected = b"%x\r\n" % (len(content) - 10) + content[10:] + b"\r\n0\r\n\r\n"
+        assert await fetch(server, size_bytes=len(expected)) == expected
+    finally:
+        os.close(descriptor)
 
 
 # Deadlines
