@@ -238,6 +238,19 @@ class Certificate:
 _PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 @dataclass(slots=True)
 class Authority:
     """Signs certificates for whoever trusts its own, which is in `certificate`."""
@@ -254,7 +267,11 @@ class Authority:
             self.folder.mkdir(parents=True, exist_ok=True)
             builder = _certificate(self.name, self.name, self._key.public_key())
             authority = x509.BasicConstraints(ca=True, path_length=0)
-            signed = builder.add_extension(authority, critical=True).sign(self._key, hashes.SHA256())
+            key_identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+            builder = builder.add_extension(authority, critical=True)
+            builder = builder.add_extension(_SIGNS_CERTIFICATES, critical=True)
+            builder = builder.add_extension(key_identifier, critical=False)
+            signed = builder.sign(self._key, hashes.SHA256())
             path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         return path
 
@@ -266,14 +283,18 @@ class Authority:
         valid_days: tuple[float, float] = (-1, 365),
         key: _PrivateKey | None = None,
         self_signed: bool = False,
+        names_authority_key: bool = True,
     ) -> Certificate:
-        """valid_days: first and last, from now."""
+        """valid_days: first and last, from now. names_authority_key: as RFC 5280 wants it, and many do without."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         issuer, signing = (common_name, key) if self_signed else (self.name, self._key)
         builder = _certificate(common_name, issuer, key.public_key(), valid_days)
         alternatives = [_general_name(name) for name in names]
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        if names_authority_key and not self_signed:
+            named = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+            builder = builder.add_extension(named, critical=False)
         signed = builder.sign(signing, hashes.SHA256())
         folder = self.certificate.parent / str(next(self._numbers))
         folder.mkdir()

@@ -68,6 +68,15 @@ async def test_dicom_on_an_https_port_is_named(
     assert "speaks plain DICOM, not TLS; closed" in caplog.text
 
 
+async def test_a_certificate_that_does_not_name_its_authoritys_key(serve: Any, authority: Any) -> None:
+    """Accepted on every Python; 3.13 refuses it where nobody says otherwise."""
+    certificate = authority.issue(names_authority_key=False)
+    served = await serve(hello, ssl=server_side(certificate, authority))
+    url = f"https://127.0.0.1:{served.server.addresses[0][1]}"
+    async with HTTPClient(url, ca_cert_path=authority.certificate) as client:
+        assert (await client.request("GET", "/")).body == b"hello"
+
+
 async def test_the_client_is_told_who_speaks_no_tls(serve: Any, authority: Any) -> None:
     plain = await serve(hello)
     error = await failure(plain.server.addresses[0][1], ca_cert_path=authority.certificate)
