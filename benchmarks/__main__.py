@@ -7,6 +7,7 @@ every other failure of a run.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ from benchmarks import (
     dicomweb,
     find,
     http,
+    growth,
     jmix,
     measure,
     proxy,
@@ -37,6 +39,7 @@ MODULES = (
     dicomweb,
     http,
     jmix,
+    growth,
     soak,
     survey,
 )
@@ -204,4 +207,8 @@ def _progress(text: str, started: float) -> None:
 
 
 if __name__ == "__main__":
+    # So that whoever is told to stop removes what it has started and written, also as a job in the background, which
+    # a shell has ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     raise SystemExit(main())

@@ -25,7 +25,7 @@ from pydicom.filereader import read_dataset
 from benchmarks.draining import get as drain_study
 from benchmarks.peers import CALLED_AE_TITLE, WEB_ROOT, PeerError
 from benchmarks.preencoded import Encoded, associate_rq, maximum_length_of
-from benchmarks.querying import LEVEL, PATIENT_ID, STUDY_UID, Asked, QueryError, ask
+from benchmarks.querying import LEVEL, STUDY_UID, Asked, QueryError, ask, studies_of
 from benchmarks.workloads import (
     SIZES,
     TRANSFER_SYNTAX_UID,
@@ -154,14 +154,10 @@ class Mixture:
     # Asking and retrieving ----
 
     async def _find(self, study: int) -> None:
-        model: Model = {
-            LEVEL: {"vr": "CS", "Value": ["STUDY"]},
-            PATIENT_ID: {"vr": "LO", "Value": [patient_id(study)]},
-            STUDY_UID: {"vr": "UI"},
-        }
-        identifier = encode_data_set(model, TRANSFER_SYNTAX_UID)
         try:
-            asked: Asked = await asyncio.to_thread(ask, self._port, [identifier], associations=1)
+            asked: Asked = await asyncio.to_thread(
+                ask, self._port, [studies_of(patient_id(study))], associations=1
+            )
         except QueryError as error:
             raise Unexpected(str(error)) from error
         if asked.matches != 1:

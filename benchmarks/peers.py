@@ -164,8 +164,11 @@ network = "default"
 """With it there are metrics, on Place.http_port."""
 
 
-def harmony(*, index: bool = True, more: str = "") -> Callable[[Place], list[str]]:
-    """The command of a gateway that keeps what it receives. more: configuration behind the rest."""
+def harmony(*, index: bool = True, options: str = "", more: str = "") -> Callable[[Place], list[str]]:
+    """The command of a gateway that keeps what it receives.
+
+    options: more of the endpoint, a line each. more: configuration behind the rest.
+    """
 
     def command(place: Place) -> list[str]:
         (place.scratch / "pipelines").mkdir(exist_ok=True)
@@ -178,7 +181,7 @@ def harmony(*, index: bool = True, more: str = "") -> Callable[[Place], list[str
             http_port=place.http_port or free_port(),
             ae_title=CALLED_AE_TITLE,
             index=str(index).lower(),
-            max_pdu=max_pdu,
+            max_pdu=f"{max_pdu}\n{options}",
             destination_ae_title=DESTINATION_AE_TITLE,
             destination_port=place.destination_port or 104,
         )

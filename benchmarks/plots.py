@@ -79,9 +79,11 @@ def draw(
             if panel.is_logarithmic:
                 axis.set_yscale("log")
             else:
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(
+                    0, max((y for line in panel.lines.values() for _, y in line), default=1.0) * 1.1
+                )
             if any(panel.lines):
-                axis.legend(loc="upper left", fontsize=7, ncols=4)
+                axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
         if is_x_logarithmic:
             axes[-1, 0].set_xscale("log")
         axes[-1, 0].set_xlabel(x_label)

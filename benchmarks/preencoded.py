@@ -17,11 +17,20 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.workloads import SIZES, TRANSFER_SYNTAX_UID, UID_LENGTH, Workload, instance_uid
+from benchmarks.workloads import (
+    SIZES,
+    TRANSFER_SYNTAX_UID,
+    UID_LENGTH,
+    Workload,
+    instance_uid,
+    patient_id,
+    series_uid,
+    study_uid,
+)
 
 CONTEXT_ID = 1
 OWN_MAXIMUM_LENGTH = 16384
@@ -114,6 +123,8 @@ class Encoded:
     tail: memoryview  # P-DATA-TFs with the rest, without anything that changes
     message_id_at: int
     uids_at: tuple[int, int]
+    study_at: tuple[tuple[int, int, Callable[[int], str]], ...]
+    """Where the study is told, how long that is, and what by, in an object of many studies (`workloads.create`)."""
 
     @classmethod
     def encode(cls, workload: Workload, maximum_length: int) -> "Encoded":
@@ -141,7 +152,11 @@ class Encoded:
         in_command = head.index(uid.encode())
         in_data_set = head.index(uid.encode(), in_command + 1)
         message_id_at = head.index(b"\x00\x00\x10\x01\x02\x00\x00\x00") + 8
-        return cls(head, memoryview(tail), message_id_at, (in_command, in_data_set))
+        places = [
+            (head.find(its(0).encode()), len(its(0)), its) for its in (study_uid, series_uid, patient_id)
+        ]
+        study_at = tuple(place for place in places if place[0] >= 0)
+        return cls(head, memoryview(tail), message_id_at, (in_command, in_data_set), study_at)
 
 
 @dataclass(slots=True)
@@ -152,6 +167,7 @@ class Association:
     head: bytearray
     objects_left: int
     number: int  # of the next object
+    is_kept: bool = False  # without objects it stays open
     unsent: list[memoryview] = field(default_factory=list)
     received: bytearray = field(default_factory=bytearray)
     established: bool = False
@@ -162,8 +178,17 @@ class Association:
 class Sender:
     """Floods one receiver over a number of associations, each with its share of the objects."""
 
-    def __init__(self, address: tuple[str, int], workload: Workload, *, called_ae_title: str) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int],
+        workload: Workload,
+        *,
+        called_ae_title: str,
+        objects_per_study: int = 0,
+    ) -> None:
+        """objects_per_study: consecutive numbers in one study, for a workload of many studies."""
         self._address = address
+        self._objects_per_study = objects_per_study
         self._workload = workload
         self._associate_rq = associate_rq(
             called_ae_title=called_ae_title, sop_class_uid=workload.size.sop_class_uid
@@ -184,34 +209,43 @@ class Sender:
 
     def flood(self, objects: int, *, associations: int, first_number: int) -> Flood:
         """Send that many objects in all, numbered from first_number, and wait until every association is released."""
-        waiting: list[Association] = []
-        for index in range(associations):
-            share = objects // associations + (index < objects % associations)
-            sock = socket.socket()
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            waiting.append(Association(sock, bytearray(self._encoded.head), share, first_number))
-            first_number += share
+        waiting = [self._new() for _ in range(associations)]
+        self._distribute(waiting, objects, first_number)
         began_at_s = time.monotonic()
         started = time.perf_counter()
         for association in waiting:
-            association.sock.connect(self._address)
-            association.sock.setblocking(False)
-            self._selector.register(association.sock, selectors.EVENT_READ, association)
-            self._write(association, [memoryview(self._associate_rq)])
-        in_flight = len(waiting)
-        while in_flight:
-            ready = self._selector.select(STALL_TIMEOUT_S)
-            if not ready:
-                raise SendError(f"no answer in {STALL_TIMEOUT_S} s")
-            for key, events in ready:
-                association = key.data
-                if events & selectors.EVENT_WRITE:
-                    self._flush(association)
-                if events & selectors.EVENT_READ and self._read(association):
-                    self._selector.unregister(association.sock)
-                    association.sock.close()
-                    in_flight -= 1
-        elapsed_s = time.perf_counter() - started
+            self._connect(association)
+        self._serve(waiting)
+        return self._flood(objects, began_at_s, time.perf_counter() - started)
+
+    # The same in parts, for who looks at the receiver in between. elapsed_s is that of the objects alone.
+
+    def open(self, associations: int) -> list[Association]:
+        """So many associations, established."""
+        opened = [self._new(is_kept=True) for _ in range(associations)]
+        for association in opened:
+            self._connect(association)
+        self._serve(opened)
+        return opened
+
+    def send(self, opened: Sequence[Association], objects: int, *, first_number: int) -> Flood:
+        """Send so many objects over associations that are open, and stay so."""
+        self._distribute(opened, objects, first_number)
+        busy = [association for association in opened if association.objects_left]
+        began_at_s = time.monotonic()
+        started = time.perf_counter()
+        for association in busy:
+            self._send_next(association)
+        self._serve(busy)
+        return self._flood(objects, began_at_s, time.perf_counter() - started)
+
+    def release(self, opened: Sequence[Association]) -> None:
+        for association in opened:
+            association.is_kept = False
+            self._send_next(association)
+        self._serve(opened)
+
+    def _flood(self, objects: int, began_at_s: float, elapsed_s: float) -> Flood:
         return Flood(
             objects,
             objects * self._workload.data_set_bytes,
@@ -221,8 +255,42 @@ class Sender:
             self._release_at_s,
         )
 
+    def _new(self, *, is_kept: bool = False) -> Association:
+        sock = socket.socket()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Association(sock, bytearray(self._encoded.head), 0, 0, is_kept)
+
+    def _distribute(self, associations: Sequence[Association], objects: int, first_number: int) -> None:
+        for index, association in enumerate(associations):
+            association.objects_left = objects // len(associations) + (index < objects % len(associations))
+            association.number = first_number
+            first_number += association.objects_left
+
+    def _connect(self, association: Association) -> None:
+        association.sock.connect(self._address)
+        association.sock.setblocking(False)
+        self._selector.register(association.sock, selectors.EVENT_READ, association)
+        self._write(association, [memoryview(self._associate_rq)])
+
+    def _serve(self, busy: Sequence[Association]) -> None:
+        """Until each of them has nothing left to do."""
+        in_flight = len(busy)
+        while in_flight:
+            ready = self._selector.select(STALL_TIMEOUT_S)
+            if not ready:
+                raise SendError(f"no answer in {STALL_TIMEOUT_S} s")
+            for key, events in ready:
+                association = key.data
+                if events & selectors.EVENT_WRITE:
+                    self._flush(association)
+                if events & selectors.EVENT_READ and self._read(association):
+                    in_flight -= 1
+                    if association.releasing:
+                        self._selector.unregister(association.sock)
+                        association.sock.close()
+
     def _read(self, association: Association) -> bool:
-        """Take in what has come; True when the association is over."""
+        """Take in what has come; True when there is nothing left to do."""
         data = association.sock.recv(65536)
         if not data:
             raise SendError(f"connection closed with {association.objects_left} objects left to send")
@@ -241,6 +309,8 @@ class Sender:
                 association.established = True
             elif pdu[0] != 0x04 or SUCCESS not in pdu:
                 raise SendError(f"C-STORE-RQ was answered with {pdu.hex()}")
+            if association.is_kept and not association.objects_left:
+                return True
             self._send_next(association)
         return False
 
@@ -255,6 +325,10 @@ class Sender:
         struct.pack_into("<H", head, self._encoded.message_id_at, association.number & 0xFFFF)
         for at in self._encoded.uids_at:
             head[at : at + UID_LENGTH] = uid
+        if self._objects_per_study:
+            study = association.number // self._objects_per_study
+            for at, length, its in self._encoded.study_at:
+                head[at : at + length] = its(study).encode()
         association.number += 1
         tail = self._encoded.tail
         self._write(association, [memoryview(head), tail] if tail else [memoryview(head)])

@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.draining import QUERY_CONTEXT_ID, RELEASE_RQ, associate_rq
 from benchmarks.find_data import TRANSFER_SYNTAX_UID, Study, study_of
 from benchmarks.floor import parse_command
+from benchmarks.measure import cpu_at_rest_s
 from benchmarks.peers import CALLED_AE_TITLE
 from harmony.dicom.json_model import Model, encode_data_set
 
@@ -239,6 +240,22 @@ def ask_with_pynetdicom(port: int, identifiers: Sequence[bytes]) -> Asked:
     asked.elapsed_s = time.perf_counter() - started
     association.release()
     return asked
+
+
+def studies_of(patient_id: str) -> bytes:
+    """The Identifier for all studies of a patient, which wants nothing returned but their UIDs."""
+    model: Model = {
+        LEVEL: {"vr": "CS", "Value": ["STUDY"]},
+        PATIENT_ID: {"vr": "LO", "Value": [patient_id]},
+        STUDY_UID: {"vr": "UI"},
+    }
+    return encode_data_set(model, TRANSFER_SYNTAX_UID)
+
+
+def indexed_cpu_s(port: int, pid: int) -> float:
+    """CPU time of a Harmony when everything it has received is in its index, which an answer waits for."""
+    ask(port, [studies_of("NOBODY")], associations=1)
+    return cpu_at_rest_s(pid)
 
 
 def studies_asked_for(count: int, studies: int, *, shift: int = 0) -> Iterator[Study]:
