@@ -21,6 +21,7 @@ from benchmarks import (
     http,
     growth,
     jmix,
+    loops,
     measure,
     proxy,
     report,
@@ -41,6 +42,7 @@ MODULES = (
     jmix,
     growth,
     soak,
+    loops,
     survey,
 )
 """Commands other than `store`; each has `add_parser`."""
