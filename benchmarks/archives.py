@@ -2,7 +2,8 @@
 
 As with receivers, each has the defaults that it is installed with; limits on the amount of data are raised as far as
 they go. DCMTK's dcmqrscp serves each association in a process of its own. pynetdicom's qrscp needs SQLAlchemy.
-`NO_DELAY` in the environment turns Nagle's algorithm off in everything that is built on DCMTK.
+`NO_DELAY` in the environment turns Nagle's algorithm off in everything that is built on DCMTK; `dcmqrscp-nagle` has it
+on all the same, as DCMTK is installed.
 
 All of them answer to `CALLED_AE_TITLE` and know one C-MOVE destination, `DESTINATION_AE_TITLE` at
 `Place.destination_port`.
@@ -170,6 +171,14 @@ ARCHIVES = {
         Receiver("harmony", "Harmony", harmony()),
         Receiver("orthanc", "Orthanc", _orthanc),
         Receiver("dcmqrscp", "DCMTK dcmqrscp", _dcmqrscp, forks=True),
+        Receiver(
+            "dcmqrscp-nagle",
+            "DCMTK dcmqrscp, as installed",
+            _dcmqrscp,
+            env={"TCP_NODELAY": "0"},
+            forks=True,
+            slow_answers=True,
+        ),
         Receiver("pynetdicom", "pynetdicom qrscp", _qrscp),
     )
 }
@@ -181,7 +190,7 @@ def missing(name: str) -> str | None:
         return None if program("Orthanc", ORTHANC_PATH) else "Orthanc"
     if name == "orthanc-dicomweb":
         return missing("orthanc") or (None if _dicomweb_plugin() else "Orthanc's DICOMweb plugin")
-    if name == "dcmqrscp":
+    if name.startswith("dcmqrscp"):
         return None if program("dcmqrscp") else "DCMTK's dcmqrscp"
     if name == "pynetdicom":
         return None if find_spec("pynetdicom") and find_spec("sqlalchemy") else "pynetdicom with SQLAlchemy"
