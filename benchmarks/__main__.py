@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks import (
     dicomweb,
     find,
-    http,
     growth,
+    http,
     jmix,
     loops,
     measure,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from benchmarks.tables import markdown
 
-__all__ = ["HEADING", "Target", "print_targets"]
+__all__ = ["COLUMNS", "HEADING", "MET", "Target", "print_targets"]
 
 HEADING = "### Targets"
 """The line before the table."""
+COLUMNS = ("what", "target", "measured", "")
+MET, NOT_MET = "met", "**not met**"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,11 @@ class Target:
         measured = f"{self.measured:.3g} {self.unit}"
         if self.spread:
             measured += f" ({min(self.spread):.3g}-{max(self.spread):.3g})"
-        return self.what, " and ".join(limits), measured, "met" if self.is_met else "**not met**"
+        return self.what, " and ".join(limits), measured, MET if self.is_met else NOT_MET
 
 
 def print_targets(targets: Iterable[Target]) -> None:
     """Print the table; nothing when there is none."""
     rows = [target.row() for target in targets]
     if rows:
-        print(f"\n{HEADING}\n\n{markdown([('what', 'target', 'measured', ''), *rows])}", flush=True)
+        print(f"\n{HEADING}\n\n{markdown([COLUMNS, *rows])}", flush=True)
