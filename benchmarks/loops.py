@@ -25,7 +25,7 @@ from benchmarks.draining import RetrieveError
 from benchmarks.draining import get as drain_study
 from benchmarks.measure import check_room
 from benchmarks.peers import WEB_ROOT, PeerError, Place, Receiver, free_port, harmony, running
-from benchmarks.querying import indexed_cpu_s
+from benchmarks.querying import QueryError, indexed_cpu_s
 from benchmarks.senders import preencoded
 from benchmarks.tables import markdown, number, spread
 from benchmarks.targets import Target, print_targets
@@ -133,8 +133,11 @@ def run(options: argparse.Namespace) -> int:
             for turn in range(turns):
                 shift = turn % len(found)
                 for variant in found[shift:] + found[:shift]:
-                    runs += _round(variant, planned, folder, turn)
-    except (PeerError, RetrieveError, ResponseError, OSError, subprocess.SubprocessError) as error:
+                    try:
+                        runs += _round(variant, planned, folder, turn)
+                    except (PeerError, RetrieveError, ResponseError, QueryError, OSError) as error:
+                        failures.append(f"{variant.title}: {error}")
+    except (PeerError, OSError) as error:
         failures.append(str(error))
     for task in tasks({}, quick=options.quick):
         if its := [each for each in runs if each.task == task.name]:

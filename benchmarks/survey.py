@@ -53,7 +53,7 @@ class Benchmark:
     """It takes `--plot FILE`."""
 
 
-SLOW_QUERIES = ("--small-studies", "100", "--queries", "10")  # dcmqrscp takes tens of milliseconds for each
+SLOW_QUERIES = ("--small-studies", "60", "--queries", "10")  # dcmqrscp takes tens of milliseconds for each
 IN_MEMORY = ("--output", "/dev/shm")
 
 BENCHMARKS = (
@@ -85,7 +85,7 @@ BENCHMARKS = (
         "retrieve",
         "Retrieving: C-GET and C-MOVE",
         (
-            *("--quick", "--services", "get", "--whats", "study", "--rounds", "2"),
+            *("--quick", "--services", "get", "--whats", "study", "--rounds", "1"),
             *("--archives", "harmony,orthanc,dcmqrscp", *IN_MEMORY),
         ),
         ("--rounds", "3", *IN_MEMORY),
@@ -95,14 +95,14 @@ BENCHMARKS = (
     Benchmark(
         "proxy",
         "In front of a PACS: C-GET",
-        ("--quick", "--pacs", "harmony", "--whats", "study", "--rounds", "1"),
+        None,
         ("--rounds", "3"),
         share=3,
     ),
     Benchmark(
         "dicomweb",
         "DICOMweb",
-        ("--quick", "--parts", "study", "--rounds", "1"),
+        ("--quick", "--parts", "study", "--rounds", "1", "--servers", "harmony,orthanc", *IN_MEMORY),
         ("--rounds", "2", *IN_MEMORY),
         share=8,
         quick_share=1.5,
