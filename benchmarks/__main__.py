@@ -164,19 +164,22 @@ def _store(options: argparse.Namespace, chosen: dict[str, Any]) -> int:
                     print(f"{cell}: {receiver.name} takes {receiver.most_associations} at most, left out")
                     receivers.remove(receiver)
             runs_before = len(runs)
-            for turn in range(chosen["rounds"]):
-                shift = turn % max(len(receivers), 1)
-                for receiver in receivers[shift:] + receivers[:shift]:
-                    _progress(f"{cell}, round {turn + 1}, {receiver.name}", started)
-                    result = _attempt(receiver, sender, workload, associations, options, conditions)
-                    if isinstance(result, measure.Run):
-                        runs.append(result)
-                    else:
-                        failures.append(f"{cell}, round {turn + 1}: {result}")
-            _progress("", started)
-            order = {receiver.name: place for place, receiver in enumerate(receivers)}
-            runs[runs_before:] = sorted(runs[runs_before:], key=lambda run: order[run.receiver])
-            print(report.tables(runs[runs_before:]), end="\n\n", flush=True)
+            try:
+                for turn in range(chosen["rounds"]):
+                    shift = turn % max(len(receivers), 1)
+                    for receiver in receivers[shift:] + receivers[:shift]:
+                        _progress(f"{cell}, round {turn + 1}, {receiver.name}", started)
+                        result = _attempt(receiver, sender, workload, associations, options, conditions)
+                        if isinstance(result, measure.Run):
+                            runs.append(result)
+                        else:
+                            failures.append(f"{cell}, round {turn + 1}: {result}")
+            finally:  # interrupted, too: what there is of a cell can be compared
+                _progress("", started)
+                order = {receiver.name: place for place, receiver in enumerate(receivers)}
+                runs[runs_before:] = sorted(runs[runs_before:], key=lambda run: order[run.receiver])
+                if runs[runs_before:]:
+                    print(report.tables(runs[runs_before:]), end="\n\n", flush=True)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     if options.json:

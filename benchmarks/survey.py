@@ -258,9 +258,9 @@ def _outcome(benchmark: Benchmark, arguments: Sequence[str], left_s: float) -> O
 
 
 def _copy(source: TextIO, lines: list[str], to: TextIO, interrupted: threading.Event) -> None:
-    """What it says about being interrupted is of no interest."""
+    """What it complains of when it is interrupted is of no interest; what it has measured by then is."""
     for line in source:
-        if not interrupted.is_set():
+        if to is sys.stdout or not interrupted.is_set():
             lines.append(line)
             to.write(line)
             to.flush()
