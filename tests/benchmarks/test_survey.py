@@ -66,7 +66,7 @@ def test_without_matplotlib_the_report_says_so(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nobody_takes_all_of_the_budget() -> None:
-    assert allowance_s(100.0, [1, 3, 1]) == 40.0
+    assert allowance_s(100.0, [1, 3, 1]) == 30.0
     assert allowance_s(100.0, [1]) == 100.0
     assert allowance_s(-1.0, [1, 1]) == 0.0
 
