@@ -54,7 +54,7 @@ class Benchmark:
     """It takes `--plot FILE`."""
 
 
-SLOW_QUERIES = ("--small-studies", "60", "--queries", "10")  # dcmqrscp takes tens of milliseconds for each
+SLOW_QUERIES = ("--small-studies", "30", "--queries", "5")  # dcmqrscp takes tens of milliseconds for each
 IN_MEMORY = ("--output", "/dev/shm")
 
 BENCHMARKS = (
@@ -62,7 +62,7 @@ BENCHMARKS = (
         "store",
         "Receiving: C-STORE",
         (
-            *("--quick", "--sizes", "small,ct", "--associations", "1", "--rounds", "2", "--objects", "400"),
+            *("--quick", "--sizes", "small,ct", "--associations", "1", "--rounds", "1", "--objects", "400"),
             *("--receivers", "harmony,dcmtk-nodelay,floor", *IN_MEMORY),
         ),
         (
@@ -70,7 +70,7 @@ BENCHMARKS = (
             *("--receivers", "harmony,harmony-no-index,dcmtk-nodelay,dcmtk-fork,pynetdicom,floor"),
         ),
         share=8,
-        quick_share=3,
+        quick_share=2,
     ),
     Benchmark(
         "store",
@@ -91,7 +91,7 @@ BENCHMARKS = (
         ),
         ("--rounds", "3", "--clients", "draining", *IN_MEMORY),
         share=6,
-        quick_share=2,
+        quick_share=1.5,
     ),
     Benchmark(
         "proxy",
@@ -103,10 +103,9 @@ BENCHMARKS = (
     Benchmark(
         "dicomweb",
         "DICOMweb",
-        ("--quick", "--parts", "study", "--rounds", "1", "--servers", "harmony,orthanc", *IN_MEMORY),
+        None,
         ("--rounds", "2", *IN_MEMORY),
         share=8,
-        quick_share=2,
     ),
     Benchmark(
         "jmix",
@@ -114,7 +113,7 @@ BENCHMARKS = (
         ("--quick", "--parts", "zip,latency", "--rounds", "1"),
         ("--rounds", "3"),
         share=4,
-        quick_share=1.5,
+        quick_share=0.7,
     ),
     Benchmark(
         "http",
@@ -130,7 +129,7 @@ BENCHMARKS = (
         ("--quick", "--parts", "small", "--archives", "harmony,dcmqrscp", "--rounds", "1", *SLOW_QUERIES),
         ("--quick", "--rounds", "3", *IN_MEMORY),
         share=4,
-        quick_share=2,
+        quick_share=1.8,
     ),
     Benchmark(
         "growth",
@@ -138,7 +137,6 @@ BENCHMARKS = (
         ("--quick", "--parts", "associations", "--associations", "10", "--rounds", "1", *IN_MEMORY),
         ("--objects", "200000", "--rounds", "3", *IN_MEMORY),
         share=5,
-        quick_share=1.5,
         is_drawn=True,
     ),
     Benchmark(
@@ -147,7 +145,7 @@ BENCHMARKS = (
         ("--minutes", "0.15", *IN_MEMORY),
         ("--minutes", "2", *IN_MEMORY),
         share=4,
-        quick_share=1.5,
+        quick_share=1.4,
         is_drawn=True,
     ),
     Benchmark("loops", "Event loops", None, ("--rounds", "3", *IN_MEMORY), share=3),
