@@ -25,6 +25,7 @@ from benchmarks import (
     retrieve,
     soak,
     survey,
+    workers,
 )
 from benchmarks.peers import RECEIVERS, PeerError, Receiver, program
 from benchmarks.senders import SENDERS, Sender
@@ -39,6 +40,7 @@ MODULES = (
     jmix,
     soak,
     survey,
+    workers,
 )
 """Commands other than `store`; each has `add_parser`."""
 
@@ -57,7 +59,7 @@ FULL: dict[str, Any] = {
     "associations": [1, 4, 16],
     "rounds": 5,
     "senders": list(SENDERS),
-    "receivers": list(RECEIVERS),
+    "receivers": [name for name in RECEIVERS if name != "harmony-workers"],  # for which `workers` is
 }
 
 

@@ -50,6 +50,7 @@ class Flood:
     maximum_length: int
     began_at_s: float
     release_at_s: float
+    cpu_s: float
 
 
 def _element(group: int, element: int, value: bytes) -> bytes:
@@ -192,7 +193,7 @@ class Sender:
             waiting.append(Association(sock, bytearray(self._encoded.head), share, first_number))
             first_number += share
         began_at_s = time.monotonic()
-        started = time.perf_counter()
+        started, cpu_started_s = time.perf_counter(), time.process_time()
         for association in waiting:
             association.sock.connect(self._address)
             association.sock.setblocking(False)
@@ -219,6 +220,7 @@ class Sender:
             self.maximum_length,
             began_at_s,
             self._release_at_s,
+            time.process_time() - cpu_started_s,
         )
 
     def _read(self, association: Association) -> bool:

@@ -64,6 +64,11 @@ BENCHMARKS = (
         "In front of a PACS: C-GET",
         ("--quick", "--pacs", "harmony", "--whats", "study", "--rounds", "2"),
     ),
+    Benchmark(
+        "workers",
+        "Receiving with several processes",
+        ("--quick", "--rounds", "1", "--output", "/dev/shm"),
+    ),
     Benchmark("dicomweb", "DICOMweb", ("--quick", "--parts", "study", "--rounds", "2")),
     Benchmark("http", "HTTP, beside nginx", ("--quick", "--parts", "bodies", "--rounds", "2")),
     Benchmark("jmix", "To a JMIX upstream", ("--quick", "--parts", "zip,latency", "--rounds", "2")),
@@ -92,7 +97,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "all",
         help="every benchmark, and one report in Markdown",
-        description="Runs store, retrieve, proxy, dicomweb, http, jmix and find, and writes one report in Markdown.",
+        description="Runs every benchmark of BENCHMARKS, and writes one report in Markdown.",
     )
     parser.add_argument(
         "--quick", action="store_true", help=f"a part of each, and no more than {QUICK_LIMIT_S:.0f} seconds"
