@@ -33,7 +33,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.jmix_upstream import content_length
-from benchmarks.measure import FIRST_NUMBER, WARM_UP_OBJECTS, check_room, cpu_at_rest_s, memory_bytes
+from benchmarks.measure import FIRST_NUMBER, WARM_UP_OBJECTS, check_room, cpu_at_rest_s, memory_bytes, tree
 from benchmarks.peers import CALLED_AE_TITLE, PeerError, Place, Receiver, free_port, harmony, running
 from benchmarks.preencoded import Flood
 from benchmarks.retrieve import names_of
@@ -155,23 +155,28 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     rounds = options.rounds or (3 if options.quick else 7)
-    rows, targets = list[dict[str, Any]](), list[Target]()
+    rows, targets, failures = list[dict[str, Any]](), list[Target](), list[str]()
     with tempfile.TemporaryDirectory(prefix="harmony-bench-", dir=options.output) as temporary:
         folder = Path(temporary)
         workload = create(SIZES["ct"], folder)
-        if "zip" in options.parts:
-            rows += _zip(workload, folder, rounds, 100 if options.quick else 256, targets)
-        if "flood" in options.parts:
-            objects = options.objects or (240 if options.quick else 800)
-            for associations in ASSOCIATIONS:
-                rows += _floods(workload, folder, rounds, objects, associations, targets)
-        if "latency" in options.parts:
-            rows += _latencies(workload, folder, rounds, options.images, targets)
+        try:
+            if "zip" in options.parts:
+                rows += _zip(workload, folder, rounds, 100 if options.quick else 256, targets)
+            if "flood" in options.parts:
+                objects = options.objects or (240 if options.quick else 800)
+                for associations in ASSOCIATIONS:
+                    rows += _floods(workload, folder, rounds, objects, associations, targets)
+            if "latency" in options.parts:
+                rows += _latencies(workload, folder, rounds, options.images, targets)
+        except PeerError as error:
+            failures.append(str(error))
     print_targets(targets)
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "run"}
-        report.write_rows(options.json, rows, options=settings, failures=[])
-    return 0
+        report.write_rows(options.json, rows, options=settings, failures=failures)
+    return 1 if failures else 0
 
 
 # The ZIP writer ----
@@ -345,8 +350,8 @@ class Run:
     objects: int
     data_set_bytes: int
     elapsed_s: float
-    cpu_s: float  # of the gateway, until it had come to rest
-    peak_rss_bytes: int
+    cpu_s: float  # of the gateway's processes, until they had come to rest
+    peak_rss_bytes: int  # sum of what each had at its peak, shared pages counted once per process
 
     @property
     def megabytes_per_s(self) -> float:
@@ -463,9 +468,8 @@ def _flooded(
     if last_answer is not None:
         elapsed_s = last_answer(associations) - sent.began_at_s
     cpu_s = cpu_at_rest_s(pid) - before_s
-    return Run(
-        route, associations, objects, sent.data_set_bytes, elapsed_s, cpu_s, memory_bytes(pid, "VmHWM")
-    )
+    peak = sum(memory_bytes(process, "VmHWM") for process in tree(pid))
+    return Run(route, associations, objects, sent.data_set_bytes, elapsed_s, cpu_s, peak)
 
 
 # After the release ----
