@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.workloads import SIZES, TRANSFER_SYNTAX_UID, UID_LENGTH, Workload, instance_uid
@@ -38,7 +38,8 @@ class SendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What one run of the sender did; elapsed_s runs from the first connect to the last A-RELEASE-RP.
+    """What one run of the sender did; elapsed_s runs from the first connect to the last A-RELEASE-RP, floods that
+    followed each other added up.
 
     began_at_s, release_at_s: of the first connect and the last A-RELEASE-RQ, on CLOCK_MONOTONIC, which is the same for
     every process of the machine.
@@ -282,6 +283,16 @@ class Sender:
             self._selector.modify(association.sock, events, association)
 
 
+def _sum(floods: Sequence[Flood]) -> Flood:
+    return replace(
+        floods[-1],
+        objects=sum(flood.objects for flood in floods),
+        data_set_bytes=sum(flood.data_set_bytes for flood in floods),
+        elapsed_s=sum(flood.elapsed_s for flood in floods),
+        began_at_s=floods[0].began_at_s,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.preencoded", description=__doc__.splitlines()[0]
@@ -294,19 +305,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--called-ae-title", default="ANY-SCP")
     parser.add_argument("--objects", type=int, default=100, help="over all associations (default: 100)")
     parser.add_argument("--associations", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=1, help="so many floods, one after the other")
     parser.add_argument("--first-number", type=int, default=1, help="number in the first SOP Instance UID")
     options = parser.parse_args(arguments)
     data_set_bytes = options.file.stat().st_size - options.data_set_offset
     workload = Workload(SIZES[options.size], options.file, options.data_set_offset, data_set_bytes)
     try:
         sender = Sender((options.host, options.port), workload, called_ae_title=options.called_ae_title)
-        flood = sender.flood(
-            options.objects, associations=options.associations, first_number=options.first_number
-        )
+        floods = [
+            sender.flood(
+                options.objects,
+                associations=options.associations,
+                first_number=options.first_number + turn * options.objects,
+            )
+            for turn in range(options.repeat)
+        ]
     except (SendError, OSError) as error:
         print(f"preencoded: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(flood)))
+    print(json.dumps(asdict(_sum(floods))))
     return 0
 
 
