@@ -55,7 +55,7 @@ MAXIMUM_WAITING = 10_000
 RESTART_S = 10.0
 """What ends at once should not be started all the time."""
 
-STOP_S = 5.0
+STOP_S = 1.0
 
 
 class EnvelopesAhead:
