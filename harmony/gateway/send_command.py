@@ -3,7 +3,7 @@
 Arguments, TLS, what is shown meanwhile, signals and exit status; finding and sending is `harmony.send`. Needs no
 configuration file, and no gateway that runs.
 
-Called by `command_line`.
+Called by `harmony.__main__`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from harmony.dimse.peer import Peer
-from harmony.gateway.config import ClientTLS
 from harmony.gateway.event_loop import loop_factory
-from harmony.gateway.tls import client_context
 from harmony.send import Flood, Found, PassedOver, Result, Tally, Unreadable, count, find_files
 from harmony.send.tally import MEGABYTE, failure_of
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, MAXIMUM_WINDOW
@@ -178,6 +176,10 @@ def _peer(options: argparse.Namespace, host: str, port: int) -> Peer:
     """Raises OSError and ValueError for TLS files that cannot be used."""
     context: ssl.SSLContext | None = None
     if options.tls:
+        # Only here, as they bring most of the gateway with them.
+        from harmony.gateway.config import ClientTLS
+        from harmony.gateway.tls import client_context
+
         try:
             context = client_context(
                 ClientTLS(

@@ -234,16 +234,18 @@ class Flood:
         source = _CountedFile(found, self._on_bytes)
         attempt.size_bytes = source.size_bytes
         instance = Instance(found.sop_class_uid, found.sop_instance_uid, found.transfer_syntax_uid, source)
-        if not self._as_stored:
-            accepted = _accepted(scu, found.sop_class_uid)
-            if accepted and found.transfer_syntax_uid not in accepted:
-                try:
-                    converted = await transcode(instance, accepted)
-                except BaseException:
-                    source.close()
-                    raise
-                attempt.transcoded = converted is not None
-                instance = converted or instance
+        if (
+            not self._as_stored
+            and not scu.accepts(*found.pair)
+            and (accepted := _accepted(scu, found.sop_class_uid))
+        ):
+            try:
+                converted = await transcode(instance, accepted)
+            except BaseException:
+                source.close()
+                raise
+            attempt.transcoded = converted is not None
+            instance = converted or instance
         return await scu.store(instance)
 
     def _delay_s(self, repetition: int) -> float:

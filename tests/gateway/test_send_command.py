@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from harmony.__main__ import main
 from harmony.dimse import SUCCESS_OUTCOME, BytesSink, DimseError, Services, encode_file_meta, serve
-from harmony.gateway.command_line import main
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
