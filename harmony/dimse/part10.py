@@ -28,6 +28,7 @@ __all__ = [
     "FileMetaIncomplete",
     "Part10Error",
     "encode_file_meta",
+    "read_beginning",
     "read_file_meta",
     "read_file_meta_from",
 ]
@@ -37,6 +38,8 @@ MAXIMUM_FILE_META_SIZE: Final = 1 << 20
 
 _FIRST_READ: Final = 4096
 """Bytes; holds the file meta of nearly every file, and is what a disk reads anyway."""
+
+READ_ONLY: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _PREAMBLE: Final = bytes(128) + b"DICM"
 _GROUP_0002: Final = b"\x02\x00"
@@ -81,17 +84,27 @@ def read_file_meta_from(path: str | os.PathLike[str]) -> FileMeta:
 
     Raises Part10Error as `read_file_meta` does, OSError when the file cannot be read.
     """
-    with open(path, "rb", buffering=0) as file:
-        data = file.read(_FIRST_READ)
+    return read_beginning(path)[0]
+
+
+def read_beginning(path: str | os.PathLike[str]) -> tuple[FileMeta, bytes | None]:
+    """The same, and the data set of a file so small that it was read with it."""
+    descriptor = os.open(path, READ_ONLY)  # a file object would take twice as long
+    try:
+        data = os.read(descriptor, _FIRST_READ)
         try:
             meta = read_file_meta(data)
         except FileMetaIncomplete:
             meta = None
         # Two bytes behind the group show that it ends there; at the end of the file there are none to see.
         if len(data) == _FIRST_READ and (meta is None or meta.data_set_offset > len(data) - 2):
-            data += file.read(MAXIMUM_FILE_META_SIZE + 2 - len(data))
+            data += os.read(descriptor, MAXIMUM_FILE_META_SIZE + 2 - len(data))
             meta = None
-    return meta or read_file_meta(data)
+    finally:
+        os.close(descriptor)
+    if meta is None:
+        meta = read_file_meta(data)
+    return meta, data[meta.data_set_offset :] if len(data) < _FIRST_READ else None
 
 
 def read_file_meta(data: bytes | bytearray | memoryview) -> FileMeta:

@@ -25,7 +25,7 @@ from harmony.dimse.exchange import Exchange
 from harmony.dimse.invocation import Invocation, Response
 from harmony.dimse.message import WHOLE_BYTES
 from harmony.dimse.observer import Observer
-from harmony.dimse.part10 import FileMeta, FileMetaIncomplete, read_file_meta, read_file_meta_from
+from harmony.dimse.part10 import READ_ONLY, FileMeta, FileMetaIncomplete, read_file_meta, read_file_meta_from
 from harmony.dimse.scp import Services
 from harmony.dimse.sop_class import (
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -33,7 +33,7 @@ from harmony.dimse.sop_class import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
 )
-from harmony.dimse.source import READ_ONLY, BytesSource, Data, DataSource, FileSource, StreamSource
+from harmony.dimse.source import BytesSource, Data, DataSource, FileSource, StreamSource
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, StatusClass
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts

@@ -12,12 +12,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from harmony.dimse.part10 import READ_ONLY
+
 __all__ = ["BytesSource", "Data", "DataSource", "FileSource", "StreamSource", "pieces"]
 
 PIECE_BYTES = 256 * 1024
 """Of a source read piece by piece: few system calls, and what was read is still in the cache when it is used."""
-
-READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 IOV_MAX = 1024
 """Buffers one preadv takes at most (the kernel's UIO_MAXIOV)."""
