@@ -28,7 +28,7 @@ from typing import Final, TextIO
 from harmony.dimse.peer import Peer
 from harmony.gateway.event_loop import loop_factory
 from harmony.send import Flood, Found, PassedOver, Result, Tally, Unreadable, count, find_files
-from harmony.send.tally import MEGABYTE, failure_of
+from harmony.send.tally import MEGABYTE, described, failure_of
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, MAXIMUM_WINDOW
 
 __all__ = ["main"]
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--aet", type=_title, default="HARMONY_SCU", metavar="TITLE", help="our AE title")
     parser.add_argument("--aec", type=_title, default="ANY-SCP", metavar="TITLE", help="the peer's")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="a line for each file: what became of it"
+    )
     load = parser.add_argument_group("how much at a time")
     load.add_argument("--associations", type=_at_least(1), default=4, metavar="N", help="default 4")
     load.add_argument(
@@ -261,6 +264,10 @@ class _Sending:
 
     def _note(self, item: Result | PassedOver | Unreadable) -> None:
         self._tally.add(item)
+        if self._options.verbose:
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+            print(clear, end="", file=sys.stderr, flush=True)
+            print(described(item), flush=True)
         if self._report is not None and (failure := failure_of(item)) is not None:
             row = dataclasses.asdict(failure)
             row["status"] = None if failure.status is None else f"0x{failure.status:04X}"

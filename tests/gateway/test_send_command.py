@@ -115,6 +115,20 @@ async def test_failures_are_reported(scp, folder, tmp_path):
     }
 
 
+async def test_what_became_of_each_file(scp, folder):
+    def answer(request):
+        if request.command.affected_sop_instance_uid == "1.2.2":
+            raise DimseError(0xC001, "no room")
+
+    port, _, _ = await scp(answer)
+    status, output, _ = await send("127.0.0.1", port, folder, "--verbose", "--associations", 1)
+    assert status == 1
+    lines = sorted(line for line in output.splitlines() if str(folder) in line and not line.startswith(" "))
+    assert [line.partition(":")[0] for line in lines] == ["0x0000 Success"] * 2 + ["Failed", "Passed over"]
+    assert lines[2].startswith(f"Failed: {folder / 'deep' / '2'}: 0xC001")
+    assert lines[2].endswith("no room")
+
+
 async def test_repeat_and_limit(scp, folder):
     port, received, _ = await scp()
     status, output, _ = await send("127.0.0.1", port, folder, "--repeat", 3, "--limit", 7, "--window", 2)
