@@ -23,6 +23,7 @@ from benchmarks import (
     proxy,
     report,
     retrieve,
+    send,
     soak,
     survey,
     workers,
@@ -32,6 +33,7 @@ from benchmarks.senders import SENDERS, Sender
 from benchmarks.workloads import SIZES, Size, Workload, create
 
 MODULES = (
+    send,
     find,
     retrieve,
     proxy,

@@ -51,6 +51,7 @@ BENCHMARKS = (
             *("--receivers", "harmony,dcmtk-nodelay,floor", "--output", "/dev/shm"),
         ),
     ),
+    Benchmark("send", "Sending: C-STORE", ("--quick", "--whats", "ct", "--rounds", "2")),
     Benchmark(
         "retrieve",
         "Retrieving: C-GET",
