@@ -45,7 +45,8 @@ part."""
 _PDU_AND_PDV = Struct(">BxIIBB")
 _PDV = Struct(">IBB")
 _PDU = Struct(">BxI")
-_HEADERS = _PDU_AND_PDV.size
+PDU_AND_PDV_HEADERS = _HEADERS = _PDU_AND_PDV.size
+"""Bytes in front of the fragment in a P-DATA-TF of one."""
 
 
 def fragment_limit(maximum_length: int) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "FileMeta",
     "FileMetaIncomplete",
     "Part10Error",
+    "around_instance_uid",
     "encode_file_meta",
     "read_beginning",
     "read_file_meta",
@@ -272,6 +273,16 @@ def encode_file_meta(
     instance_uid = _encode_text(0x0003, b"UI", media_storage_sop_instance_uid)
     group_length = _GROUP_LENGTH.pack(0x0002, 0x0000, b"UL", 4, fixed_length + len(instance_uid))
     return b"".join((_PREAMBLE, group_length, before, instance_uid, after))
+
+
+def around_instance_uid(meta: bytes, media_storage_sop_instance_uid: str) -> tuple[bytes, bytes]:
+    """What `encode_file_meta` put before and after the value of this UID, which is padded to an even length.
+
+    It is the same for every UID of that length.
+    """
+    element = _encode_text(0x0003, b"UI", media_storage_sop_instance_uid)
+    before, _, after = meta.rpartition(element)
+    return before + element[: _EXPLICIT.size], after
 
 
 # All but the instance UID is the same from one object of an association to the next. 256 entries are many more than

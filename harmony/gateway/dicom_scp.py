@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 
 from harmony.dimse.move_receiver import OpenSink
 from harmony.dimse.observer import Observer
-from harmony.dimse.scp import Server, Services
+from harmony.dimse.scp import Server, Services, WholeStoreFor
 from harmony.gateway.authentication import Gate
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.dicom_authentication import IdentityCheck
 from harmony.gateway.dimse_policies import DimsePolicies
+from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import CONNECTIONS_PER_ASSOCIATION, DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.gateway.store_receiver import StoreReceivers
@@ -72,11 +73,16 @@ class DicomSCP:
         if not options.enable_echo:
             services.no_echo()
         open_sink: OpenSink | None = self.backend.store if options.enable_store else None
+        whole: WholeStoreFor | None = None
+        if options.enable_store and isinstance(self.backend, LocalArchive):
+            whole = self.backend.whole_store
         if self.moves is not None:
             open_sink = self.moves.open_sink(open_sink)
+            whole = None if whole is None else self.moves.whole_store(whole)
         if open_sink is not None:
             services.store(
                 open_sink,
+                whole=whole,
                 sop_classes=options.sop_classes or None,
                 transfer_syntaxes=options.transfer_syntaxes or None,
             )
