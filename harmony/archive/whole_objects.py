@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from harmony.archive.folder import remove
@@ -91,15 +91,13 @@ class WholeObjects:
         self._series = ""
         self._directory = ""
 
-    def __call__(self, instance_uid: bytes, data_set: memoryview) -> Outcome | None:
-        """Store an object, see `WholeStore`."""
+    def __call__(self, instance_uid: bytes, fragments: Sequence[memoryview]) -> Outcome | None:
+        """Store an object, see `WholeStore`. The first fragment has to hold the header as far as it is looked at."""
         store, folder, layout = self._store, self._store.folder, self._layout
+        data_set = fragments[0]
+        data_bytes = len(data_set) if len(fragments) == 1 else sum(map(len, fragments))
         maximum = store.maximum_object_bytes
-        if (
-            not store.is_open
-            or (maximum is not None and len(data_set) > maximum)
-            or not folder.has_hard_links
-        ):
+        if not store.is_open or (maximum is not None and data_bytes > maximum) or not folder.has_hard_links:
             return None
         found = _uid_of(instance_uid)
         if found is None:
@@ -117,11 +115,11 @@ class WholeObjects:
         path = f"{self._directory}/{uid}.dcm"
         try:
             before, after = self._meta.get(len(instance_uid)) or self._new_meta(instance_uid, uid)
-            size_bytes = len(before) + len(instance_uid) + len(after) + len(data_set)
-            folder.require_space(len(data_set))
+            size_bytes = len(before) + len(instance_uid) + len(after) + data_bytes
+            folder.require_space(data_bytes)
             fd = folder.create(temporary)
             try:
-                if os.writev(fd, (before, instance_uid, after, data_set)) < size_bytes:
+                if os.writev(fd, (before, instance_uid, after, *fragments)) < size_bytes:
                     raise OSError
             finally:
                 os.close(fd)

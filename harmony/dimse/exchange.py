@@ -58,6 +58,8 @@ __all__ = ["Exchange", "Handler", "Invocation", "Operation", "Response", "StoreR
 
 logger = logging.getLogger("harmony.dimse")
 
+MAXIMUM_FRAGMENTS = 256
+"""Of an object that is stored in one go. A receive buffer holds 40 of 16 KiB, and one writev(2) takes 1024."""
 MAXIMUM_TEMPLATES = 64
 """Kept per association: one for each presentation context and length of a UID, of which a study has three or four."""
 
@@ -91,9 +93,9 @@ class Exchange:
         self._answer: bytes | None = None  # a response that is already encoded
         # C-STOREs like earlier ones, by presentation context and length; None where there is no short cut:
         self._templates: dict[tuple[int, int], StoreTemplate | None] = {}
-        self._announced: tuple[StoreTemplate, bytes, float] | None = (
-            None  # whose data set is next, and since when
-        )
+        # One whose data set is next, its command set, and since when; and what has come of it:
+        self._announced: tuple[StoreTemplate, bytes, float] | None = None
+        self._fragments: list[memoryview] = []
         # Operations under way:
         self._finishing: dict[asyncio.Future[Any], tuple[StoreRequest, Sink]] = {}
         self._operations: dict[int, Operation] = {}  # not answered yet, by Message ID
@@ -165,19 +167,21 @@ class Exchange:
             return
         if not assembly.expects_data or presentation_context_id != assembly.presentation_context_id:
             assembly.check_data(presentation_context_id)
-        announced = self._announced
-        if announced is not None:
-            self._announced = None
-            if complete and message_control_header & LAST and self._stored_whole(*announced, fragment):
-                return
-            self._command_received(announced[1], received_at=announced[2])
+        if self._announced is not None:
+            self._fragments.append(fragment)
+            if complete and message_control_header & LAST:
+                self._stored_whole()
+            elif len(self._fragments) >= MAXIMUM_FRAGMENTS:
+                self._go_the_long_way()
+            return
         if fragment:
-            try:
-                self._sink.write(fragment)
-            except Exception as error:
-                self._sink_failed(error)
+            self._write(fragment)
         if complete and message_control_header & LAST == DATA | LAST:
             self._data_set_complete()
+
+    def p_data_paused(self) -> None:
+        if self._announced is not None:
+            self._go_the_long_way()
 
     def release_requested(self) -> None:
         if not self._assembly.idle:
@@ -205,6 +209,7 @@ class Exchange:
         self._over = True
         sink, self._sink = self._sink, DRAIN
         self._store = self._outcome = self._answer = self._announced = None
+        self._fragments = []
         self._abort_sink(sink)
         for _, finishing in self._finishing.values():
             self._abort_sink(finishing)
@@ -353,16 +358,31 @@ class Exchange:
 
     # Receiving: a data set ----
 
-    def _stored_whole(
-        self, template: StoreTemplate, command: bytes, received_at: float, data_set: memoryview
-    ) -> bool:
-        """Store and answer in one go what came in one fragment; False when it has to go the long way."""
+    def _go_the_long_way(self, *, complete: bool = False) -> None:
+        """Do with an announced C-STORE what is done with all others. complete: all fragments have come."""
+        assert self._announced is not None
+        _, command, received_at = self._announced
+        fragments, self._fragments, self._announced = self._fragments, [], None
+        self._command_received(command, received_at=received_at)
+        for fragment in fragments:
+            if fragment:
+                self._write(fragment)
+        if complete and not self._over:
+            self._data_set_complete()
+
+    def _stored_whole(self) -> None:
+        """Store and answer in one go what has come completely."""
+        assert self._announced is not None
+        template, command, received_at = self._announced
         try:
-            outcome = template.store(command[template.instance_at : template.instance_end], data_set)
+            outcome = template.store(command[template.instance_at : template.instance_end], self._fragments)
         except Exception as error:
             outcome = self._outcome_of(error)
         if outcome is None:
-            return False
+            self._go_the_long_way(complete=True)
+            return
+        self._announced = None
+        self._fragments.clear()
         self.requests_received += 1
         context_id = self._assembly.presentation_context_id
         self._message_ended()
@@ -371,25 +391,27 @@ class Exchange:
             assert isinstance(request, CStoreRQ)
             store = StoreRequest(request, self._contexts[context_id], self.association, received_at)
             self._respond_to_store(store, outcome)
-            return True
+            return
         if self._observer is not None:
             self._observer.performed(CStoreRQ, 0x0000, perf_counter() - received_at)
         response = template.success(command)
         association = self.association
         if self._over or self.writer.turn.locked() or association.write_blocked:
             self._write_response(context_id, response[PDU_AND_PDV_HEADERS:])
-            return True
+            return
         try:
             association.write_p_data(response)
         except LocalProtocolError:
             pass  # as in _write_response
-        return True
 
-    def _sink_failed(self, error: Exception) -> None:
-        """A fragment was refused: the outcome is known, the rest of the message is drained."""
-        sink, self._sink = self._sink, DRAIN
-        self._outcome = self._outcome_of(error)
-        self._abort_sink(sink)
+    def _write(self, fragment: memoryview) -> None:
+        """To the sink. When it is refused the outcome is known, and the rest of the message is drained."""
+        try:
+            self._sink.write(fragment)
+        except Exception as error:
+            sink, self._sink = self._sink, DRAIN
+            self._outcome = self._outcome_of(error)
+            self._abort_sink(sink)
 
     def _data_set_complete(self) -> None:
         store, sink, outcome = self._store, self._sink, self._outcome

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -44,10 +44,11 @@ class Sink(Protocol):
         `finish`."""
 
 
-WholeStore = Callable[[bytes, memoryview], Outcome | None]
-"""Stores an object that is at hand completely, without a Sink: a short cut for those that come in one fragment.
+WholeStore = Callable[[bytes, Sequence[memoryview]], Outcome | None]
+"""Stores an object that is at hand completely, without a Sink: a short cut for those that the receive buffer holds.
 
-Called with the value field of (0000,1000), padding included, and the data set, which is not valid after the call. It
+Called with the value field of (0000,1000), padding included, and the data set in its fragments, at least one, any of
+them empty; they are not valid after the call. It
 returns what the sink's `finish` would have returned, or raises what that would have; or it returns None and has done
 nothing, and a sink is opened as for any other object. So it need not know what to do when anything is unusual.
 """

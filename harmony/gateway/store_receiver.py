@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -90,8 +90,8 @@ class StoreReceivers:
                 return None
             moves = self.moves
 
-            def store_unless_waiting(instance_uid: bytes, data_set: memoryview) -> Outcome | None:
-                return None if moves.is_waiting else store(instance_uid, data_set)
+            def store_unless_waiting(instance_uid: bytes, fragments: Sequence[memoryview]) -> Outcome | None:
+                return None if moves.is_waiting else store(instance_uid, fragments)
 
             return store_unless_waiting
 

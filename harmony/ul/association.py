@@ -80,6 +80,12 @@ class AssociationUser(Protocol):
     ) -> None:
         """A piece of a PDV; see `upper_layer.Receiver.p_data`."""
 
+    def p_data_paused(self) -> None:
+        """No more has come for now, in the middle of a message: views that `p_data` was given are not valid any more.
+
+        Without such a call they are until the last fragment of a message; never longer.
+        """
+
     def release_requested(self) -> None:
         """The peer wants to release: finish, then call `association.respond_release()`."""
 
@@ -434,6 +440,8 @@ class Association(asyncio.BufferedProtocol):
         core = self._core
         try:
             core.receive(self._buffer[:nbytes], now=now)
+            if self.user.receiving:
+                self.user.p_data_paused()
         except Exception:
             logger.exception("association %d: its user failed", self.number)
             self.abort(AssociationAborted("aborted by us: an internal error", by_peer=False))

@@ -208,8 +208,8 @@ class Gateway:
         store = self.archive.whole_store(request)
         assert isinstance(store, WholeObjects)
 
-        def noted(uid: bytes, data_set: memoryview) -> Any:
-            outcome = store(uid, data_set)
+        def noted(uid: bytes, fragments: Sequence[memoryview]) -> Any:
+            outcome = store(uid, fragments)
             self.whole.append(outcome is not None)
             return outcome
 
@@ -346,6 +346,17 @@ def test_objects_of_a_series_take_the_short_cut_once_the_first_has_come(tmp_path
     run(gateway, stream, ())
     assert gateway.whole == [True, True, True]
     assert [stored.sop_instance_uid for stored in gateway.appended] == [f"1.2.3.9.{10 + n}" for n in range(4)]
+
+
+def test_fragments_in_one_buffer_are_stored_in_one_go(tmp_path: Path) -> None:
+    objects = [
+        Sent(Object(instance=b"1.2.3.9.%d" % number, pixels=2000), data_pieces=3) for number in range(4)
+    ]
+    gateway = Gateway(tmp_path, True)
+    stream = b"".join(each.pdus() for each in objects)
+    _, result = run(gateway, stream, [len(stream) - 100])
+    assert gateway.whole == [True, True]  # the first is learned from, and the last comes in two reads
+    assert len(result["files"]) == 4
 
 
 def test_a_file_is_written_down_before_it_gets_its_name(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ class StrangeSCP:
             def busy(self):
                 return True
 
+            def p_data_paused(self):
+                pass
+
             def writable(self):
                 pass
 

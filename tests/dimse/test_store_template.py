@@ -1,7 +1,9 @@
 """C-STORE-RQs that are like an earlier one, recognised by their bytes; and stores that take what is whole."""
 
+import asyncio
 import contextlib
 import dataclasses
+import struct
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from harmony.dimse import SUCCESS_OUTCOME, BytesSink, CStoreRQ, DimseError, Outcome, Services, Status
 from harmony.dimse.command import decode
+from harmony.dimse.exchange import MAXIMUM_FRAGMENTS
 from harmony.dimse.message import PDU_AND_PDV_HEADERS
 from harmony.dimse.store_template import StoreTemplate
 
@@ -31,7 +34,7 @@ def template_of(
     return StoreTemplate.of(
         encoded or request.encode(),
         request,
-        lambda uid, data_set: None,
+        lambda uid, fragments: None,
         presentation_context_id=3,
         maximum_length=maximum_length,
     )
@@ -99,11 +102,11 @@ class Whole:
         self.asked += 1
         return self
 
-    def __call__(self, uid, data_set):
+    def __call__(self, uid, fragments):
         if isinstance(self.result, Exception):
             raise self.result
         if self.result is not None:
-            self.took.append((uid, bytes(data_set)))
+            self.took.append((uid, b"".join(fragments)))
         return self.result
 
 
@@ -117,12 +120,18 @@ def services(whole):
     """Stores with a short cut; `services.sinks` has what came the long way."""
     services = Services()
     services.sinks = []
+    services.paused = asyncio.Event()
 
     def collected(data):
         services.sinks.append(data)
         return SUCCESS_OUTCOME
 
-    services.store(lambda request: BytesSink(collected), whole=whole.store_for)
+    def open_sink(request):
+        if whole.asked:  # the first is learned from
+            services.paused.set()
+        return BytesSink(collected)
+
+    services.store(open_sink, whole=whole.store_for)
     return services
 
 
@@ -151,20 +160,36 @@ async def test_the_second_of_a_kind_is_stored_whole(peer_of, services, whole):
     assert whole.asked == 1
 
 
-async def test_what_comes_in_fragments_or_is_declined_goes_to_a_sink(peer_of, services, whole):
+async def test_what_comes_bit_by_bit_or_is_declined_goes_to_a_sink(peer_of, services, whole):
     async with peer_of(services) as peer:
         peer.send_store(1, b"one.")
+        assert (await peer.next()).message.status == 0
         peer.send(3, 3, CStoreRQ(2, CT, "1.2.3").encode())
         peer.send(3, 0, b"tw")
-        peer.send(3, 2, b"o.")
-        peer.send(3, 3, CStoreRQ(3, CT, "1.2.3").encode())
-        peer.send(3, 2, b"")
-        assert [(await peer.next()).message.status for _ in range(3)] == [0, 0, 0]
+        peer.association.write_p_data(b"\4\0\0\0\0\x08")  # the SCP sees this much, and that more is to come
+        await peer.association.flushed()
+        await services.paused.wait()
+        peer.association.write_p_data(b"\0\0\0\4\3\2o.")
+        assert (await peer.next()).message.status == 0
         whole.result = None
-        peer.send_store(4, b"four")
+        peer.send_store(3, b"four")
         assert (await peer.next()).message.status == 0
     assert services.sinks == [b"one.", b"two.", b"four"]
-    assert whole.took == [(b"1.2.3\0", b"")]
+    assert not whole.took
+
+
+async def test_more_fragments_than_are_written_at_once_go_to_a_sink(peer_of, services, whole):
+    async with peer_of(services) as peer:
+        peer.send_store(1, b"one.")
+        fragments = [struct.pack(">BxIIBB2s", 4, 8, 4, 3, 0, b"ab")] * (MAXIMUM_FRAGMENTS + 1)
+        command = CStoreRQ(2, CT, "1.2.3").encode()
+        assert (await peer.next()).message.status == 0
+        head = struct.pack(">BxIIBB", 4, len(command) + 6, len(command) + 2, 3, 3)
+        last = struct.pack(">BxIIBB", 4, 6, 2, 3, 2)
+        peer.association.write_p_data(b"".join((head, command, *fragments, last)))
+        assert (await peer.next()).message.status == 0
+    assert services.sinks == [b"one.", b"ab" * (MAXIMUM_FRAGMENTS + 1)]
+    assert not whole.took
 
 
 @pytest.mark.parametrize(
