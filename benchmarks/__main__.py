@@ -20,6 +20,7 @@ from benchmarks import (
     http,
     jmix,
     measure,
+    profile,
     proxy,
     report,
     retrieve,
@@ -30,10 +31,13 @@ from benchmarks import (
 )
 from benchmarks.peers import RECEIVERS, PeerError, Receiver, program
 from benchmarks.senders import SENDERS, Sender
+from benchmarks.store_targets import store_targets
+from benchmarks.targets import print_targets
 from benchmarks.workloads import SIZES, Size, Workload, create
 
 MODULES = (
     send,
+    profile,
     find,
     retrieve,
     proxy,
@@ -176,6 +180,7 @@ def _store(options: argparse.Namespace, chosen: dict[str, Any]) -> int:
             order = {receiver.name: place for place, receiver in enumerate(receivers)}
             runs[runs_before:] = sorted(runs[runs_before:], key=lambda run: order[run.receiver])
             print(report.tables(runs[runs_before:]), end="\n\n", flush=True)
+    print_targets(store_targets(runs))
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     if options.json:

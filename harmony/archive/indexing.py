@@ -192,7 +192,7 @@ class ArchiveIndex:
 
     def append(self, stored: StoredObject) -> None:
         """Write an object down, before it has its name (`Journal`). Raises OSError."""
-        if self._log is not None and stored.disposition not in _UNCHANGED:
+        if self._log is not None and not _is_unchanged(stored):
             self._log.append(stored.path[self._prefix :], stored.size_bytes)
 
     def sync(self) -> None:
@@ -203,11 +203,11 @@ class ArchiveIndex:
     def stored(self, stored: StoredObject) -> None:
         """Have an object indexed, now that it has its name (`on_stored`)."""
         mark = self._log.mark() if self._log is not None else 0
-        arrival = _Arrival(stored.path[self._prefix :], stored.disposition in _UNCHANGED, mark)
-        with self._changed:
-            self._queue.append(arrival)
-            self._queued += 1
-            if self._sleeping:
+        self._queued += 1
+        self._queue.append(_Arrival(stored.path[self._prefix :], _is_unchanged(stored), mark))
+        # No lock, which the thread may hold: it says that it sleeps before it looks whether there is anything.
+        if self._sleeping:
+            with self._changed:
                 self._changed.notify_all()
 
     # What other processes store
@@ -398,8 +398,7 @@ class ArchiveIndex:
         _settle_lines(batch)
         if log.is_due:
             # What was written down long ago and is not queued was refused after that, or is another process' file.
-            with self._changed:
-                queued = {arrival.path for arrival in self._queue}
+            queued = {arrival.path for arrival in tuple(self._queue)}  # which may grow meanwhile
             refused = [path for path in log.pending(self._stale_mark) if path not in queued]
             index_paths(index, self.root, refused, Progress())
             log.settle(refused, self._stale_mark)
@@ -415,7 +414,10 @@ def _settle_lines(batch: list[_Arrival]) -> None:
                 feed.settle(line)
 
 
-_UNCHANGED = frozenset((Disposition.IDENTICAL, Disposition.KEPT_FIRST))
+def _is_unchanged(stored: StoredObject) -> bool:
+    """What is at its path was there before."""
+    # By identity, for each object: hashing a member of an Enum takes a call.
+    return stored.disposition is Disposition.IDENTICAL or stored.disposition is Disposition.KEPT_FIRST
 
 
 # From the files
