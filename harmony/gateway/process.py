@@ -17,6 +17,7 @@ from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.descriptors import raise_limit, watch_accepting
 from harmony.gateway.errors import StartError
 from harmony.gateway.event_loop import loop_factory
+from harmony.gateway.garbage import set_aside
 from harmony.gateway.greeting import greeting
 from harmony.gateway.log_output import set_up_logging
 
@@ -64,6 +65,7 @@ async def _serve(gateway: Gateway) -> int:
     except StartError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
+    set_aside()
     print("\n".join(greeting(gateway)), flush=True)
     reloading = asyncio.create_task(_reload_when(hung_up, gateway))
     await stop.wait()
@@ -87,6 +89,7 @@ async def _reload_when(hung_up: asyncio.Event, gateway: Gateway) -> None:
         hung_up.clear()
         with contextlib.suppress(ConfigError, StartError):  # which have been logged
             await gateway.reload()
+            set_aside()
 
 
 def _set_up_logging(settings: LogSettings) -> None:
