@@ -111,7 +111,8 @@ class ArchiveIndex:
         self._feeds: list[WorkerFeed] = []
         self._queue: deque[_Arrival] = deque()
         self._changed = threading.Condition()
-        self._queued = 0
+        self._stored = 0  # counted by the event loop alone, without the lock
+        self._followed = 0  # lines of workers
         self._done = 0
         self._waiting = 0  # callers of flush()
         self._sleeping = False  # the thread waits for an arrival
@@ -188,6 +189,11 @@ class ArchiveIndex:
             self._index.close()
             self._index = None
 
+    @property
+    def _queued(self) -> int:
+        """Objects ever queued."""
+        return self._stored + self._followed
+
     # While objects arrive: called in the event loop
 
     def append(self, stored: StoredObject) -> None:
@@ -203,7 +209,7 @@ class ArchiveIndex:
     def stored(self, stored: StoredObject) -> None:
         """Have an object indexed, now that it has its name (`on_stored`)."""
         mark = self._log.mark() if self._log is not None else 0
-        self._queued += 1
+        self._stored += 1
         self._queue.append(_Arrival(stored.path[self._prefix :], _is_unchanged(stored), mark))
         # No lock, which the thread may hold: it says that it sleeps before it looks whether there is anything.
         if self._sleeping:
@@ -241,7 +247,7 @@ class ArchiveIndex:
             self._queue.extend(
                 _Arrival(line.path, line.only_when_missing, line=(feed, line)) for line in lines
             )
-            self._queued += len(lines)
+            self._followed += len(lines)
             if self._sleeping:
                 self._changed.notify_all()
 
