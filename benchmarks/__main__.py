@@ -23,17 +23,24 @@ from benchmarks import (
     jmix,
     loops,
     measure,
+    profile,
     proxy,
     report,
     retrieve,
+    send,
     soak,
     survey,
+    workers,
 )
 from benchmarks.peers import RECEIVERS, PeerError, Receiver, program
 from benchmarks.senders import SENDERS, Sender
+from benchmarks.store_targets import store_targets
+from benchmarks.targets import print_targets
 from benchmarks.workloads import SIZES, Size, Workload, create
 
 MODULES = (
+    send,
+    profile,
     find,
     retrieve,
     proxy,
@@ -44,6 +51,7 @@ MODULES = (
     soak,
     loops,
     survey,
+    workers,
 )
 """Commands other than `store`; each has `add_parser`."""
 
@@ -62,7 +70,7 @@ FULL: dict[str, Any] = {
     "associations": [1, 4, 16],
     "rounds": 5,
     "senders": list(SENDERS),
-    "receivers": list(RECEIVERS),
+    "receivers": [name for name in RECEIVERS if name != "harmony-workers"],  # for which `workers` is
 }
 
 
@@ -180,6 +188,7 @@ def _store(options: argparse.Namespace, chosen: dict[str, Any]) -> int:
                 runs[runs_before:] = sorted(runs[runs_before:], key=lambda run: order[run.receiver])
                 if runs[runs_before:]:
                     print(report.tables(runs[runs_before:]), end="\n\n", flush=True)
+    print_targets(store_targets(runs))
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     if options.json:

@@ -4,9 +4,10 @@ against SHA-256 and a memory copy; how long after its release a study is upstrea
 zip      Members of a CT's size through `ZipStream`, stored and hashed as in an envelope; the same bytes through
          hashlib.sha256 and into other memory, in the same process, turn and turn about. And, for information, from
          files into an archive on the disk, documents included.
-flood    Studies over several associations into a gateway as `examples/dicom-to-jmix` configures it, until the last
-         answer of the upstream; the same objects into a gateway with `backends = []`, until the last association is
-         released. The upstream drops what it gets (`jmix_upstream`); a second Harmony in its place is for information.
+flood    Studies of CT images, an association each, one or four at a time, into a gateway as `examples/dicom-to-jmix`
+         configures it, until the last answer of the upstream; the same objects into a gateway with `backends = []`,
+         until the last association is released. The upstream drops what it gets (`jmix_upstream`); a second Harmony in
+         its place is for information.
 latency  From the A-RELEASE-RQ of a study of CT images to the upstream's answer, less what the same bytes take to the
          same upstream from the page cache over a plain socket (sendfile).
 """
@@ -33,7 +34,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.jmix_upstream import content_length
-from benchmarks.measure import FIRST_NUMBER, WARM_UP_OBJECTS, check_room, cpu_at_rest_s, memory_bytes
+from benchmarks.measure import FIRST_NUMBER, WARM_UP_OBJECTS, check_room, cpu_at_rest_s, memory_bytes, tree
 from benchmarks.peers import CALLED_AE_TITLE, PeerError, Place, Receiver, free_port, harmony, running
 from benchmarks.preencoded import Flood
 from benchmarks.retrieve import names_of
@@ -144,8 +145,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer of everything")
     parser.add_argument("--parts", type=names_of(PARTS), default=list(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--objects", type=int, help="in a flood, over all associations (default: 800)")
-    parser.add_argument("--images", type=int, default=400, help="in the study of `latency` (default: 400)")
+    parser.add_argument("--studies", type=int, default=8, help="in a flood (default: 8)")
+    parser.add_argument("--images", type=int, help="in each of them (default: 100)")
+    parser.add_argument(
+        "--latency-images", type=int, default=400, help="in the study of `latency` (default: 400)"
+    )
     parser.add_argument("--output", type=Path, help="everything is stored below it (default: temporary)")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write every run and the machine to this file"
@@ -155,23 +159,29 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     rounds = options.rounds or (3 if options.quick else 7)
-    rows, targets = list[dict[str, Any]](), list[Target]()
+    rows, targets, failures = list[dict[str, Any]](), list[Target](), list[str]()
     with tempfile.TemporaryDirectory(prefix="harmony-bench-", dir=options.output) as temporary:
         folder = Path(temporary)
         workload = create(SIZES["ct"], folder)
-        if "zip" in options.parts:
-            rows += _zip(workload, folder, rounds, 100 if options.quick else 256, targets)
-        if "flood" in options.parts:
-            objects = options.objects or (240 if options.quick else 800)
-            for associations in ASSOCIATIONS:
-                rows += _floods(workload, folder, rounds, objects, associations, targets)
-        if "latency" in options.parts:
-            rows += _latencies(workload, folder, rounds, options.images, targets)
+        try:
+            if "zip" in options.parts:
+                rows += _zip(workload, folder, rounds, 100 if options.quick else 256, targets)
+            if "flood" in options.parts:
+                images = options.images or (50 if options.quick else 100)
+                for associations in ASSOCIATIONS:
+                    studies = Studies(max(1, options.studies // associations), associations, images)
+                    rows += _floods(workload, folder, rounds, studies, targets)
+            if "latency" in options.parts:
+                rows += _latencies(workload, folder, rounds, options.latency_images, targets)
+        except PeerError as error:
+            failures.append(str(error))
     print_targets(targets)
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "run"}
-        report.write_rows(options.json, rows, options=settings, failures=[])
-    return 0
+        report.write_rows(options.json, rows, options=settings, failures=failures)
+    return 1 if failures else 0
 
 
 # The ZIP writer ----
@@ -345,8 +355,8 @@ class Run:
     objects: int
     data_set_bytes: int
     elapsed_s: float
-    cpu_s: float  # of the gateway, until it had come to rest
-    peak_rss_bytes: int
+    cpu_s: float  # of the gateway's processes, until they had come to rest
+    peak_rss_bytes: int  # sum of what each had at its peak, shared pages counted once per process
 
     @property
     def megabytes_per_s(self) -> float:
@@ -357,6 +367,19 @@ class Run:
         return self.cpu_s / self.data_set_bytes * 1e9
 
 
+@dataclass(frozen=True, slots=True)
+class Studies:
+    """What is sent: an association for each, some at a time, so many times."""
+
+    times: int
+    at_a_time: int
+    images: int
+
+    @property
+    def count(self) -> int:
+        return self.times * self.at_a_time
+
+
 ROUTES = {
     "bare": "receiving alone, `backends = []`",
     "drain": "to an upstream that drops what it gets",
@@ -365,15 +388,15 @@ ROUTES = {
 
 
 def _floods(
-    workload: Workload, folder: Path, rounds: int, objects: int, associations: int, targets: list[Target]
+    workload: Workload, folder: Path, rounds: int, studies: Studies, targets: list[Target]
 ) -> list[dict[str, Any]]:
-    check_room(folder, 3 * objects * workload.data_set_bytes)
+    check_room(folder, 3 * studies.count * studies.images * workload.data_set_bytes)
     runs: list[Run] = []
     for turn in range(rounds):
         names = list(ROUTES)
         for name in names[turn % 3 :] + names[: turn % 3]:
             os.sync()  # what the last one left for the file system to do is not this one's
-            runs.append(_one(name, workload, folder, objects, associations))
+            runs.append(_one(name, workload, folder, studies))
     by_route = {name: [run for run in runs if run.route == name] for name in ROUTES}
     bare = [run.megabytes_per_s for run in by_route["bare"]]
     table = [["route", "MB/s", "/ receiving alone", "gateway CPU s/GB", "peak MB"]]
@@ -388,36 +411,32 @@ def _floods(
             number(max(run.peak_rss_bytes for run in by_route[name]) / 1e6),
         ])  # fmt: skip
         if name == "drain":
-            what = f"CT to upstream / received alone, {associations} at a time"
+            what = f"CT to upstream / received alone, {studies.at_a_time} at a time"
             targets.append(Target(what, median(ratios), least=FLOOD_TARGET, spread=ratios))
-    title = f"{objects} CT images in {associations} studies, {associations} associations at a time"
+    title = f"{studies.count} studies of {studies.images} CT images, {studies.at_a_time} at a time"
     print(f"{title}, {rounds} rounds:\n\n{markdown(table)}\n", flush=True)
     return [{"part": "flood", **asdict(run)} for run in runs]
 
 
-def _one(name: str, workload: Workload, folder: Path, objects: int, associations: int) -> Run:
+def _one(name: str, workload: Workload, folder: Path, studies: Studies) -> Run:
     with _placed(folder) as place:
         match name:
             case "bare":
                 receiver = Receiver("harmony", "Harmony", harmony())
                 with running(receiver, place) as pid:
-                    return _flooded(name, workload, place, pid, objects, associations, None)
+                    return _flooded(name, workload, place, pid, studies, None)
             case "drain":
                 with _draining() as (port, answers), running(_to(port), place) as pid:
-                    return _flooded(
-                        name,
-                        workload,
-                        place,
-                        pid,
-                        objects,
-                        associations,
-                        lambda count: max(each.at_s for each in answers.take(count)),
-                    )
+
+                    def last_answer(count: int) -> float:
+                        return max(each.at_s for each in answers.take(count))
+
+                    return _flooded(name, workload, place, pid, studies, last_answer)
             case _:
-                return _to_harmony(workload, folder, place, objects, associations)
+                return _to_harmony(workload, folder, place, studies)
 
 
-def _to_harmony(workload: Workload, folder: Path, place: Place, objects: int, associations: int) -> Run:
+def _to_harmony(workload: Workload, folder: Path, place: Place, studies: Studies) -> Run:
     upstream = Receiver("upstream", "Harmony", _configured(UPSTREAM_CONFIGURATION))
     outbox_path = place.folder / "jmix-builder" / "dicom_to_jmix" / "outbox.sqlite"
     delivered = 0
@@ -442,7 +461,7 @@ def _to_harmony(workload: Workload, folder: Path, place: Place, objects: int, as
         running(upstream, there),
         running(_to(there.port), place) as pid,
     ):
-        return _flooded("harmony", workload, place, pid, objects, associations, last_answer)
+        return _flooded("harmony", workload, place, pid, studies, last_answer)
 
 
 def _flooded(
@@ -450,22 +469,21 @@ def _flooded(
     workload: Workload,
     place: Place,
     pid: int,
-    objects: int,
-    associations: int,
+    studies: Studies,
     last_answer: Callable[[int], float] | None,
 ) -> Run:
     flood(workload, place.port, WARM_UP_OBJECTS, 1, 1)
     if last_answer is not None:
         last_answer(1)
     before_s = cpu_at_rest_s(pid)
-    sent = flood(workload, place.port, objects, associations, FIRST_NUMBER)
+    at_once = studies.at_a_time * studies.images
+    sent = flood(workload, place.port, at_once, studies.at_a_time, FIRST_NUMBER, repeat=studies.times)
     elapsed_s = sent.elapsed_s
     if last_answer is not None:
-        elapsed_s = last_answer(associations) - sent.began_at_s
+        elapsed_s = last_answer(studies.count) - sent.began_at_s
     cpu_s = cpu_at_rest_s(pid) - before_s
-    return Run(
-        route, associations, objects, sent.data_set_bytes, elapsed_s, cpu_s, memory_bytes(pid, "VmHWM")
-    )
+    peak = sum(memory_bytes(process, "VmHWM") for process in tree(pid))
+    return Run(route, studies.at_a_time, sent.objects, sent.data_set_bytes, elapsed_s, cpu_s, peak)
 
 
 # After the release ----

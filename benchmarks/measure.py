@@ -147,7 +147,7 @@ def _check_stored(
                 raise ObjectsLost(f"{receiver.name}: {path.name} does not end as the object that was sent")
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     """A process and all its descendants, those that have ended but are not reaped included."""
     found, at = [pid], 0
     while at < len(found):
@@ -161,7 +161,7 @@ def _tree(pid: int) -> list[int]:
 def tree_cpu_s(pid: int) -> float:
     """User plus system time of a process tree since it was started."""
     total = 0.0
-    for process in _tree(pid):
+    for process in tree(pid):
         with suppress(OSError):
             # clock_getcpuclockid(3), which Python does not have: CPUCLOCK_SCHED (2) of a whole process.
             total += time.clock_gettime((~process << 3) | 2)
@@ -200,7 +200,7 @@ def sampled_tree_rss(pid: int, *, enabled: bool) -> Iterator[list[int]]:
 
     def sample() -> None:
         while True:
-            samples.append(sum(memory_bytes(process, "VmRSS") for process in _tree(pid)))
+            samples.append(sum(memory_bytes(process, "VmRSS") for process in tree(pid)))
             if ended.wait(SAMPLE_INTERVAL_S):
                 return
 

@@ -97,6 +97,8 @@ def _floor(place: Place) -> list[str]:
 
 
 HARMONY_CONFIGURATION = """\
+workers = {workers}
+
 [proxy]
 name = "benchmark"
 pipelines_path = "{scratch}/pipelines"
@@ -164,7 +166,9 @@ network = "default"
 """With it there are metrics, on Place.http_port."""
 
 
-def harmony(*, index: bool = True, options: str = "", more: str = "") -> Callable[[Place], list[str]]:
+def harmony(
+    *, index: bool = True, workers: int = 1, options: str = "", more: str = ""
+) -> Callable[[Place], list[str]]:
     """The command of a gateway that keeps what it receives.
 
     options: more of the endpoint, a line each. more: configuration behind the rest.
@@ -181,6 +185,7 @@ def harmony(*, index: bool = True, options: str = "", more: str = "") -> Callabl
             http_port=place.http_port or free_port(),
             ae_title=CALLED_AE_TITLE,
             index=str(index).lower(),
+            workers=workers,
             max_pdu=f"{max_pdu}\n{options}",
             destination_ae_title=DESTINATION_AE_TITLE,
             destination_port=place.destination_port or 104,
@@ -197,6 +202,9 @@ RECEIVERS = {
     for receiver in (
         Receiver("harmony", "Harmony", harmony(), pattern="**/*.dcm"),
         Receiver("harmony-no-index", "Harmony, index = false", harmony(index=False), pattern="**/*.dcm"),
+        Receiver(
+            "harmony-workers", "Harmony, workers = 2", harmony(workers=2), pattern="**/*.dcm", forks=True
+        ),
         Receiver("dcmtk", "DCMTK storescp +B, as installed", _storescp(), slow_answers=True),
         Receiver("dcmtk-nodelay", "DCMTK storescp +B, TCP_NODELAY=1", _storescp(), env={"TCP_NODELAY": "1"}),
         Receiver(

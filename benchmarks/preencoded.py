@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.workloads import (
@@ -47,7 +47,8 @@ class SendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What one run of the sender did; elapsed_s runs from the first connect to the last A-RELEASE-RP.
+    """What one run of the sender did; elapsed_s runs from the first connect to the last A-RELEASE-RP, floods that
+    followed each other added up.
 
     began_at_s, release_at_s: of the first connect and the last A-RELEASE-RQ, on CLOCK_MONOTONIC, which is the same for
     every process of the machine.
@@ -59,6 +60,7 @@ class Flood:
     maximum_length: int
     began_at_s: float
     release_at_s: float
+    cpu_s: float
 
 
 def _element(group: int, element: int, value: bytes) -> bytes:
@@ -212,11 +214,13 @@ class Sender:
         waiting = [self._new() for _ in range(associations)]
         self._distribute(waiting, objects, first_number)
         began_at_s = time.monotonic()
-        started = time.perf_counter()
+        started, cpu_started_s = time.perf_counter(), time.process_time()
         for association in waiting:
             self._connect(association)
         self._serve(waiting)
-        return self._flood(objects, began_at_s, time.perf_counter() - started)
+        return self._flood(
+            objects, began_at_s, time.perf_counter() - started, time.process_time() - cpu_started_s
+        )
 
     # The same in parts, for who looks at the receiver in between. elapsed_s is that of the objects alone.
 
@@ -233,11 +237,13 @@ class Sender:
         self._distribute(opened, objects, first_number)
         busy = [association for association in opened if association.objects_left]
         began_at_s = time.monotonic()
-        started = time.perf_counter()
+        started, cpu_started_s = time.perf_counter(), time.process_time()
         for association in busy:
             self._send_next(association)
         self._serve(busy)
-        return self._flood(objects, began_at_s, time.perf_counter() - started)
+        return self._flood(
+            objects, began_at_s, time.perf_counter() - started, time.process_time() - cpu_started_s
+        )
 
     def release(self, opened: Sequence[Association]) -> None:
         for association in opened:
@@ -245,7 +251,7 @@ class Sender:
             self._send_next(association)
         self._serve(opened)
 
-    def _flood(self, objects: int, began_at_s: float, elapsed_s: float) -> Flood:
+    def _flood(self, objects: int, began_at_s: float, elapsed_s: float, cpu_s: float) -> Flood:
         return Flood(
             objects,
             objects * self._workload.data_set_bytes,
@@ -253,6 +259,7 @@ class Sender:
             self.maximum_length,
             began_at_s,
             self._release_at_s,
+            cpu_s,
         )
 
     def _new(self, *, is_kept: bool = False) -> Association:
@@ -354,6 +361,16 @@ class Sender:
             self._selector.modify(association.sock, events, association)
 
 
+def _sum(floods: Sequence[Flood]) -> Flood:
+    return replace(
+        floods[-1],
+        objects=sum(flood.objects for flood in floods),
+        data_set_bytes=sum(flood.data_set_bytes for flood in floods),
+        elapsed_s=sum(flood.elapsed_s for flood in floods),
+        began_at_s=floods[0].began_at_s,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.preencoded", description=__doc__.splitlines()[0]
@@ -366,19 +383,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--called-ae-title", default="ANY-SCP")
     parser.add_argument("--objects", type=int, default=100, help="over all associations (default: 100)")
     parser.add_argument("--associations", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=1, help="so many floods, one after the other")
     parser.add_argument("--first-number", type=int, default=1, help="number in the first SOP Instance UID")
     options = parser.parse_args(arguments)
     data_set_bytes = options.file.stat().st_size - options.data_set_offset
     workload = Workload(SIZES[options.size], options.file, options.data_set_offset, data_set_bytes)
     try:
         sender = Sender((options.host, options.port), workload, called_ae_title=options.called_ae_title)
-        flood = sender.flood(
-            options.objects, associations=options.associations, first_number=options.first_number
-        )
+        floods = [
+            sender.flood(
+                options.objects,
+                associations=options.associations,
+                first_number=options.first_number + turn * options.objects,
+            )
+            for turn in range(options.repeat)
+        ]
     except (SendError, OSError) as error:
         print(f"preencoded: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(flood)))
+    print(json.dumps(asdict(_sum(floods))))
     return 0
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import report
@@ -39,6 +40,7 @@ from benchmarks.peers import (
 )
 from benchmarks.senders import preencoded
 from benchmarks.tables import markdown, number, ratio, spread
+from benchmarks.targets import Target, print_targets
 from benchmarks.workloads import SIZES, Workload, create
 
 TIMEOUT_S = 120.0
@@ -177,6 +179,7 @@ def run(options: argparse.Namespace) -> int:
         ]
         settings = {key: value for key, value in vars(options).items() if key != "run"}
         report.write_rows(options.json, rows, options=settings, failures=failures)
+    print_targets(targets(runs))
     return 1 if failures else 0
 
 
@@ -310,6 +313,28 @@ def _destination_place(served: Served) -> Place:
     scratch = served.place.scratch / "destination"
     scratch.mkdir(exist_ok=True)
     return Place(served.place.destination_port, scratch, scratch, None)
+
+
+def targets(runs: Sequence[Run]) -> list[Target]:
+    """No more CPU per GB than the others, and no fewer MB/s: ratios of medians, as an archive's rounds are its own."""
+    found: list[Target] = []
+    cells = dict.fromkeys((each.what, each.service, each.client) for each in runs)
+    for what, service, client in cells:
+        its: dict[str, list[Run]] = {}
+        for each in runs:
+            if (each.what, each.service, each.client) == (what, service, client):
+                its.setdefault(each.archive, []).append(each)
+        for other in ("orthanc", "dcmqrscp"):
+            if "harmony" not in its or other not in its:
+                continue
+            title = f"C-{service.upper()} of {WHATS[what].title}, {client} client / {ARCHIVES[other].title}"
+            cpu = median(each.cpu_s_per_gigabyte for each in its["harmony"])
+            cpu /= median(each.cpu_s_per_gigabyte for each in its[other])
+            rate = median(each.megabytes_per_s for each in its["harmony"])
+            rate /= median(each.megabytes_per_s for each in its[other])
+            found.append(Target(f"server CPU per GB, {title}", cpu, most=1.0))
+            found.append(Target(f"MB/s, {title}", rate, least=1.0))
+    return found
 
 
 def table(runs: Sequence[Run], title: str) -> str:

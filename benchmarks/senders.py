@@ -42,12 +42,15 @@ def preencoded(workload: Workload, port: int, objects: int, associations: int, f
     return Sent(flood(workload, port, objects, associations, first_number).elapsed_s)
 
 
-def flood(workload: Workload, port: int, objects: int, associations: int, first_number: int) -> Flood:
-    """The same, and all that it says about what it did."""
+def flood(
+    workload: Workload, port: int, objects: int, associations: int, first_number: int, *, repeat: int = 1
+) -> Flood:
+    """The same, and all that it says about what it did. repeat: floods of so many objects, one after the other."""
     command = [sys.executable, "-m", "benchmarks.preencoded", str(port), str(workload.path)]
     command += ["--size", workload.size.name, "--data-set-offset", str(workload.data_set_offset)]
     command += ["--objects", str(objects), "--associations", str(associations)]
     command += ["--first-number", str(first_number), "--called-ae-title", CALLED_AE_TITLE]
+    command += ["--repeat", str(repeat)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if finished.returncode:
         raise PeerError(f"the sender failed: {finished.stderr.strip()}")

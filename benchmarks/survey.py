@@ -83,6 +83,14 @@ BENCHMARKS = (
         share=3,
     ),
     Benchmark(
+        "send",
+        "Sending: C-STORE",
+        ("--quick", "--whats", "ct", "--rounds", "1"),
+        ("--rounds", "3"),
+        share=4,
+        quick_share=1,
+    ),
+    Benchmark(
         "retrieve",
         "Retrieving: C-GET and C-MOVE",
         (
@@ -122,6 +130,13 @@ BENCHMARKS = (
         ("--rounds", "3"),
         share=4,
         quick_share=1.5,
+    ),
+    Benchmark(
+        "workers",
+        "Receiving with several processes",
+        None,
+        ("--rounds", "3", *IN_MEMORY),
+        share=3,
     ),
     Benchmark(
         "find",

@@ -28,6 +28,8 @@ from harmony.archive.duplicates import data_set_sha256, is_torn_copy, same_data_
 from harmony.archive.durability import GroupCommit
 from harmony.archive.folder import Folder, remove
 from harmony.archive.stored import Disposition, Journal, StoredObject, refusal
+from harmony.archive.whole_objects import WholeObjects
+from harmony.dicom.header_layout import IDENTIFYING, SERIES, SOP_CLASS, SOP_INSTANCE, STUDY
 from harmony.dicom.scanner import HeaderScanner
 from harmony.dicom.uid import is_valid_uid, path_component
 from harmony.dimse.part10 import Part10Error, encode_file_meta
@@ -41,9 +43,6 @@ DEFAULT_MINIMUM_FREE_BYTES = 64 * 1024 * 1024
 """Left free on the file system, so that journals, the outbox and logs can still be written when objects cannot."""
 INLINE_COMPARISON_BYTES = 1024 * 1024
 """Files up to this size are compared in the event loop, which takes about a millisecond; larger ones in a thread."""
-
-_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
-_IDENTIFYING = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
 
 Duplicates = Literal["keep_first", "keep_both", "replace", "refuse"]
 
@@ -80,27 +79,27 @@ class FileStore:
             minimum_free_bytes=minimum_free_bytes,
             directories_made=self.commit.directories_made if self.commit is not None else None,
         )
-        self._open = False
+        self.is_open = False
 
     def __repr__(self) -> str:
         durability = "os" if self.commit is None else "fsync"
-        state = "open" if self._open else "closed"
+        state = "open" if self.is_open else "closed"
         return f"<FileStore {self.folder.root} {state} durability={durability} duplicates={self.duplicates}>"
 
     def open(self) -> None:
         """Make the folder and clear it of what an earlier process left unfinished. Raises OSError."""
         self.folder.open()
-        self._open = True
+        self.is_open = True
 
     def close(self) -> None:
         """Take no more objects. Those being received may still be finished."""
-        self._open = False
+        self.is_open = False
         if self.commit is not None:
             self.commit.close()
 
     def problem(self) -> str | None:
         """Why objects are refused now, for whoever watches the gateway. Blocking."""
-        if not self._open:
+        if not self.is_open:
             return "the archive is closed"
         try:
             self.folder.require_space_now()
@@ -127,12 +126,38 @@ class FileStore:
         every
             disposition. Raises DimseError when the store is not open.
         """
-        if not self._open:
+        if not self.is_open:
             raise DimseError(Status.OUT_OF_RESOURCES, "the archive is closed")
         return FileSink(
             self,
             sop_class_uid,
             sop_instance_uid,
+            transfer_syntax_uid,
+            calling_ae_title,
+            called_ae_title,
+            journal,
+            on_stored,
+        )
+
+    def whole_objects(
+        self,
+        *,
+        sop_class_uid: str,
+        transfer_syntax_uid: str,
+        calling_ae_title: str = "",
+        called_ae_title: str = "",
+        journal: Journal | None = None,
+        on_stored: Callable[[StoredObject], None] | None = None,
+    ) -> WholeObjects | None:
+        """The short cut for objects that come in one fragment; None with "fsync", where others are waited for.
+
+        Arguments are those of `sink`, but a journal must not mind objects that never come: see `WholeObjects`.
+        """
+        if self.commit is not None:
+            return None
+        return WholeObjects(
+            self,
+            sop_class_uid,
             transfer_syntax_uid,
             calling_ae_title,
             called_ae_title,
@@ -187,7 +212,7 @@ class FileSink:
         self._called_ae_title = called_ae_title
         self.journal = journal
         self._on_stored = on_stored
-        self._scanner = HeaderScanner(transfer_syntax_uid, _IDENTIFYING)
+        self._scanner = HeaderScanner(transfer_syntax_uid, IDENTIFYING)
         self._held: bytearray | None = None  # the beginning, while it may yet turn out to be file meta
         self._fd = -1
         self._temporary = ""  # its name, from when it exists
@@ -273,12 +298,12 @@ class FileSink:
         self._folder.require_space(size_bytes)
 
     def _check_sop_class(self) -> None:
-        found = self._scanner.text(_SOP_CLASS)
+        found = self._scanner.text(SOP_CLASS)
         if found and found != self._sop_class_uid:
             raise DimseError(
                 Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
                 f"{path_component(found)} is not {path_component(self._sop_class_uid)}",
-                (_SOP_CLASS,),
+                (SOP_CLASS,),
             )
 
     # Completing
@@ -320,7 +345,7 @@ class FileSink:
             raise DimseError(Status.CANNOT_UNDERSTAND, reason)
         if self._fd < 0:
             self._begin(memoryview(b""))
-        instance = scanner.text(_SOP_INSTANCE)
+        instance = scanner.text(SOP_INSTANCE)
         if instance != self._sop_instance_uid:
             named = path_component(self._sop_instance_uid)
             if is_valid_uid(instance):
@@ -328,7 +353,7 @@ class FileSink:
                 self._sop_instance_uid = instance
             else:
                 logger.info("%s: no valid SOP Instance UID in its data set", named)
-        directory = self._folder.directory(scanner.text(_STUDY), scanner.text(_SERIES))
+        directory = self._folder.directory(scanner.text(STUDY), scanner.text(SERIES))
         self.path = self._name = f"{directory}/{path_component(self._sop_instance_uid)}.dcm"
 
     def _conclude(self, disposition: Disposition) -> Outcome:
@@ -425,8 +450,8 @@ class FileSink:
         arrived = disposition not in (Disposition.IDENTICAL, Disposition.KEPT_FIRST)
         self._stored = StoredObject(
             self.path,
-            self._scanner.text(_STUDY),
-            self._scanner.text(_SERIES),
+            self._scanner.text(STUDY),
+            self._scanner.text(SERIES),
             self._sop_class_uid,
             self._sop_instance_uid,
             self._transfer_syntax_uid,

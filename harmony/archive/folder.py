@@ -63,6 +63,11 @@ class Folder:
         self._directories: dict[tuple[str, str], str] = {}
         self._hard_links = True
 
+    @property
+    def has_hard_links(self) -> bool:
+        """Nothing has shown otherwise yet."""
+        return self._hard_links
+
     def open(self) -> None:
         """Make the folder, and remove what a process that no longer lives left unfinished. Raises OSError."""
         self._make_directories(self._incoming)

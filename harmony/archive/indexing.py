@@ -48,6 +48,7 @@ from harmony.archive.sqlite_index import SQLiteIndex
 from harmony.archive.stored import Disposition, StoredObject
 from harmony.archive.streaming import stream
 from harmony.archive.torn import set_aside
+from harmony.archive.worker_log import Line, WorkerFeed, left_by_workers, remove_left
 from harmony.dicom.json_model import vr_of
 
 __all__ = ["ArchiveIndex", "Progress", "Report", "rebuild", "stream"]
@@ -77,10 +78,13 @@ class _Arrival(NamedTuple):  # one per received object: made three times as fast
     path: str
     only_when_missing: bool = False
     mark: int = 0
+    line: tuple[WorkerFeed, Line] | None = None
+    """Where a worker has written it down."""
 
 
 class ArchiveIndex:
-    """The index of one FileStore: a Journal, an on_stored callback, and the answers.
+    """The index of one FileStore: a Journal, an on_stored callback, and the answers. Other processes may store into the
+    same folder, see `follow`.
 
     root: the FileStore's. directory: of the index and its log, made when missing; default `<root>/.index`.
     durable: for durability "fsync": what is committed is on the disk.
@@ -104,9 +108,11 @@ class ArchiveIndex:
         self._prefix = len(self.root) + 1
         self._index: Index | None = None
         self._log: PendingLog | None = None
+        self._feeds: list[WorkerFeed] = []
         self._queue: deque[_Arrival] = deque()
         self._changed = threading.Condition()
-        self._queued = 0
+        self._stored = 0  # counted by the event loop alone, without the lock
+        self._followed = 0  # lines of workers
         self._done = 0
         self._waiting = 0  # callers of flush()
         self._sleeping = False  # the thread waits for an arrival
@@ -133,11 +139,15 @@ class ArchiveIndex:
             self.directory, root=self.root, durable=self._durable, verify_files=self._verify_files
         )
         try:
+            left = left_by_workers(self.directory)
             log = PendingLog(self.directory)
             if index.may_have_lost_power:
                 indexed = {hash(path): size_bytes for path, size_bytes, _ in index.files()}
                 files = stored_files(self.root, Progress())
-                self.torn_count = len(set_aside(self.root, files, written=log.sizes, indexed=indexed))
+                written = log.sizes
+                for each in left.values():
+                    written |= {path: size_bytes for path, size_bytes in each.items() if size_bytes}
+                self.torn_count = len(set_aside(self.root, files, written=written, indexed=indexed))
             if index.state is not IndexState.CURRENT:
                 progress = compare(index, self.root, report)
                 if progress.files or progress.removed:
@@ -150,10 +160,12 @@ class ArchiveIndex:
                         progress.removed,
                     )
             else:
-                for start in range(0, len(log.found), comparison.BATCH):
-                    index_paths(index, self.root, log.found[start : start + comparison.BATCH], Progress())
+                found = list(dict.fromkeys([*log.found, *(path for each in left.values() for path in each)]))
+                for start in range(0, len(found), comparison.BATCH):
+                    index_paths(index, self.root, found[start : start + comparison.BATCH], Progress())
             index.set_current()
             log.rotate(durable=self._durable)
+            remove_left([*left])
         except BaseException:
             index.close()
             raise
@@ -177,11 +189,16 @@ class ArchiveIndex:
             self._index.close()
             self._index = None
 
+    @property
+    def _queued(self) -> int:
+        """Objects ever queued."""
+        return self._stored + self._followed
+
     # While objects arrive: called in the event loop
 
     def append(self, stored: StoredObject) -> None:
         """Write an object down, before it has its name (`Journal`). Raises OSError."""
-        if self._log is not None and stored.disposition not in _UNCHANGED:
+        if self._log is not None and not _is_unchanged(stored):
             self._log.append(stored.path[self._prefix :], stored.size_bytes)
 
     def sync(self) -> None:
@@ -192,10 +209,45 @@ class ArchiveIndex:
     def stored(self, stored: StoredObject) -> None:
         """Have an object indexed, now that it has its name (`on_stored`)."""
         mark = self._log.mark() if self._log is not None else 0
-        arrival = _Arrival(stored.path[self._prefix :], stored.disposition in _UNCHANGED, mark)
+        self._stored += 1
+        self._queue.append(_Arrival(stored.path[self._prefix :], _is_unchanged(stored), mark))
+        # No lock, which the thread may hold: it says that it sleeps before it looks whether there is anything.
+        if self._sleeping:
+            with self._changed:
+                self._changed.notify_all()
+
+    # What other processes store
+
+    def follow(self, name: str) -> WorkerFeed:
+        """Index what a worker stores, which may begin when this returns: it writes to `WorkerLog` in the folder
+        `worker_directory(name)`. name: never used before. Raises OSError."""
+        feed = WorkerFeed(self.worker_directory(name), root=self.root)
+        self._feeds = [*self._feeds, feed]
+        return feed
+
+    def worker_directory(self, name: str) -> Path:
+        return self.directory / f"worker-{name}"
+
+    def poll(self) -> None:
+        """Have indexed what workers have written down until now. A few microseconds when there is nothing."""
+        for feed in self._feeds:
+            with feed.lock:
+                self._queue_lines(feed, feed.read())
+
+    def unfollow(self, feed: WorkerFeed) -> None:
+        """Its worker is dead: index what is left."""
+        with feed.lock:
+            self._queue_lines(feed, feed.end())
+        self._feeds = [each for each in self._feeds if each is not feed]
+
+    def _queue_lines(self, feed: WorkerFeed, lines: list[Line]) -> None:
+        if not lines:
+            return
         with self._changed:
-            self._queue.append(arrival)
-            self._queued += 1
+            self._queue.extend(
+                _Arrival(line.path, line.only_when_missing, line=(feed, line)) for line in lines
+            )
+            self._followed += len(lines)
             if self._sleeping:
                 self._changed.notify_all()
 
@@ -203,6 +255,7 @@ class ArchiveIndex:
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything is in the index that was queued before. Raises ArchiveIndexError, TimeoutError."""
+        self.poll()  # first: what workers have acknowledged is written down
         with self._changed:
             if self._index is None:
                 raise ArchiveIndexError("the index is closed")
@@ -226,8 +279,10 @@ class ArchiveIndex:
     def _current(self, within_s: float | None = None) -> Index:
         if within_s is None:
             self.flush()
-        elif self._done < self._queued:
-            raise TookTooLong(f"{self._queued - self._done} objects are not indexed yet")
+        else:
+            self.poll()
+            if self._done < self._queued:
+                raise TookTooLong(f"{self._queued - self._done} objects are not indexed yet")
         index = self._index
         if index is None:
             raise ArchiveIndexError("the index is closed")
@@ -343,11 +398,13 @@ class ArchiveIndex:
             if not (arrival.only_when_missing and index.has(arrival.path))
         ]
         index_paths(index, self.root, paths, Progress())
-        log.settle([*latest], max(arrival.mark for arrival in batch))
+        ours = [arrival for arrival in batch if arrival.line is None]
+        if ours:
+            log.settle([arrival.path for arrival in ours], max(arrival.mark for arrival in ours))
+        _settle_lines(batch)
         if log.is_due:
             # What was written down long ago and is not queued was refused after that, or is another process' file.
-            with self._changed:
-                queued = {arrival.path for arrival in self._queue}
+            queued = {arrival.path for arrival in tuple(self._queue)}  # which may grow meanwhile
             refused = [path for path in log.pending(self._stale_mark) if path not in queued]
             index_paths(index, self.root, refused, Progress())
             log.settle(refused, self._stale_mark)
@@ -355,7 +412,18 @@ class ArchiveIndex:
             log.rotate(durable=self._durable)
 
 
-_UNCHANGED = frozenset((Disposition.IDENTICAL, Disposition.KEPT_FIRST))
+def _settle_lines(batch: list[_Arrival]) -> None:
+    for arrival in batch:
+        if arrival.line is not None:
+            feed, line = arrival.line
+            with feed.lock:
+                feed.settle(line)
+
+
+def _is_unchanged(stored: StoredObject) -> bool:
+    """What is at its path was there before."""
+    # By identity, for each object: hashing a member of an Enum takes a call.
+    return stored.disposition is Disposition.IDENTICAL or stored.disposition is Disposition.KEPT_FIRST
 
 
 # From the files

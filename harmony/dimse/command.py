@@ -21,6 +21,7 @@ from typing import ClassVar, Final, get_args
 
 from harmony.dimse import command_set as element
 from harmony.dimse.command_set import (
+    DATA_SET_PRESENT,
     NO_DATA_SET,
     UL_ELEMENT,
     CommandError,
@@ -102,6 +103,18 @@ class CStoreRQ(_Request):
     priority: element.Priority = PRIORITY_MEDIUM
     move_originator_ae_title: element.MoveOriginatorAETitle = ""
     move_originator_message_id: element.MoveOriginatorMessageID = None
+
+    def encode(self) -> bytes:
+        """As of all messages, but at once for the elements that all have: it goes out with every object."""
+        class_uid, instance_uid = self.affected_sop_class_uid, self.affected_sop_instance_uid
+        if (
+            self.move_originator_ae_title
+            or self.move_originator_message_id is not None
+            or not class_uid
+            or not instance_uid
+        ):
+            return _Request.encode(self)
+        return _encode_plain_store_rq(self.message_id, class_uid, instance_uid, self.priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,6 +480,28 @@ def encode_store_rsp(
     return head + sop_class + middle + instance
 
 
+def _encode_plain_store_rq(message_id: int, class_uid: str, instance_uid: str, priority: int) -> bytes:
+    """1.1 us here, 4.5 us element by element."""
+    sop_class = class_uid.encode("latin-1")
+    if len(sop_class) & 1:
+        sop_class += b"\0"
+    instance = instance_uid.encode("latin-1")
+    if len(instance) & 1:
+        instance += b"\0"
+    sop_class_size, instance_size = len(sop_class), len(instance)
+    # fmt: off
+    middle = _STORE_RSP_MIDDLE.pack(
+        0, 0x0100, 2, 0x0001,  # the Command Field of a C-STORE-RQ
+        0, 0x0110, 2, message_id,
+        0, 0x0700, 2, priority,
+        0, 0x0800, 2, DATA_SET_PRESENT,
+        0, 0x1000, instance_size,
+    )
+    # fmt: on
+    head = _STORE_RSP_HEAD.pack(0, 0, 4, 56 + sop_class_size + instance_size, 0, 0x0002, sop_class_size)
+    return head + sop_class + middle + instance
+
+
 # --- Decoding -------------------------------------------------------------------------------------
 
 
@@ -485,6 +520,9 @@ def decode(data: bytes | bytearray | memoryview) -> tuple[Message, bool]:
     plain = _decode_plain_store_rq(data)
     if plain is not None:
         return plain, True
+    response = _decode_plain_store_rsp(data)
+    if response is not None:
+        return response, False
     elements = split_elements(data)
     value = elements.get(0x0100)
     command_field = None if value is None else decode_us(value)
@@ -547,6 +585,41 @@ def _decode_plain_store_rq(data: bytes) -> CStoreRQ | None:
     if not class_uid or not instance_uid:
         return None
     return CStoreRQ(message_id, class_uid, instance_uid, priority)
+
+
+def _decode_plain_store_rsp(data: bytes) -> CStoreRSP | None:
+    """The same for a C-STORE-RSP that `encode_store_rsp` could have made: one comes back for every object."""
+    size = len(data)
+    if size < 68 or data[:8] != b"\0\0\0\0\4\0\0\0" or data[12:16] != b"\0\0\2\0" or data[17:20] != b"\0\0\0":
+        return None
+    middle = 20 + data[16]
+    instance = middle + _STORE_RQ_MIDDLE.size
+    if instance >= size:
+        return None
+    # fmt: off
+    (
+        command_field_header, command_field, message_id_header, message_id, data_set_type_header, data_set_type,
+        status_header, status, group, number, length,
+    ) = _STORE_RQ_MIDDLE.unpack_from(data, middle)
+    # fmt: on
+    if (
+        command_field != 0x8001
+        or command_field_header != b"\0\0\x00\x01\2\0\0\0"
+        or message_id_header != b"\0\0\x20\x01\2\0\0\0"
+        or data_set_type_header != b"\0\0\x00\x08\2\0\0\0"
+        or data_set_type != NO_DATA_SET
+        or status_header != b"\0\0\x00\x09\2\0\0\0"
+        or group != 0x0000
+        or number != 0x1000
+        or length != size - instance
+        or b"\\" in data
+    ):
+        return None
+    class_uid = data[20:middle].rstrip(b"\0 ").decode("latin-1")
+    instance_uid = data[instance:].rstrip(b"\0 ").decode("latin-1")
+    if not class_uid or not instance_uid:
+        return None
+    return CStoreRSP(message_id, status, class_uid, instance_uid)
 
 
 def _unknown_operation(command_field: int | None, elements: dict[int, bytes]) -> CommandError:

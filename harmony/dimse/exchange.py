@@ -25,18 +25,27 @@ from harmony.dimse import command as messages
 from harmony.dimse.command import CCancelRQ, CEchoRQ, CStoreRQ, Message
 from harmony.dimse.command_set import CommandError
 from harmony.dimse.invocation import Invocation, Invocations, Response
-from harmony.dimse.message import DATA, LAST, MessageAssembly, MessageWriter
+from harmony.dimse.message import (
+    COMMAND,
+    DATA,
+    LAST,
+    PDU_AND_PDV_HEADERS,
+    MessageAssembly,
+    MessageWriter,
+)
 from harmony.dimse.observer import Observer
 from harmony.dimse.operation import Handler, Operation, StoreRequest, response_to
 from harmony.dimse.sink import COLLECTED_DATA_LIMIT, DRAIN, Collector, Drain, Sink
 from harmony.dimse.sop_class import VERIFICATION
 from harmony.dimse.source import DataSource, StreamSource
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
+from harmony.dimse.store_template import StoreTemplate
 from harmony.ul.association import Association
 from harmony.ul.errors import (
     AssociationAborted,
     AssociationError,
     AssociationReleased,
+    LocalProtocolError,
     RemoteProtocolError,
 )
 from harmony.ul.held import HELD
@@ -48,6 +57,11 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Handler", "Invocation", "Operation", "Response", "StoreRequest"]
 
 logger = logging.getLogger("harmony.dimse")
+
+MAXIMUM_FRAGMENTS = 256
+"""Of an object that is stored in one go. A receive buffer holds 40 of 16 KiB, and one writev(2) takes 1024."""
+MAXIMUM_TEMPLATES = 64
+"""Kept per association: one for each presentation context and length of a UID, of which a study has three or four."""
 
 
 class Exchange:
@@ -77,6 +91,11 @@ class Exchange:
         self._store: StoreRequest | None = None
         self._outcome: Outcome | None = None  # decided before the data set was complete
         self._answer: bytes | None = None  # a response that is already encoded
+        # C-STOREs like earlier ones, by presentation context and length; None where there is no short cut:
+        self._templates: dict[tuple[int, int], StoreTemplate | None] = {}
+        # One whose data set is next, its command set, and since when; and what has come of it:
+        self._announced: tuple[StoreTemplate, bytes, float] | None = None
+        self._fragments: list[memoryview] = []
         # Operations under way:
         self._finishing: dict[asyncio.Future[Any], tuple[StoreRequest, Sink]] = {}
         self._operations: dict[int, Operation] = {}  # not answered yet, by Message ID
@@ -128,27 +147,41 @@ class Exchange:
     def p_data(
         self, presentation_context_id: int, message_control_header: int, fragment: memoryview, complete: bool
     ) -> None:
-        if message_control_header & 1:
+        assembly = self._assembly
+        if message_control_header & COMMAND:
             self.receiving = True
-            command = self._assembly.command(
+            command = assembly.command(
                 presentation_context_id,
                 fragment,
                 last=bool(message_control_header & LAST),
                 complete=complete,
             )
-            if command is not None:
+            if command is None:
+                return
+            template = self._templates.get((presentation_context_id, len(command)))
+            if template is not None and template.matches(command):
+                self._announced = (template, command, perf_counter())
+                assembly.expects_data = True
+            else:
                 self._command_received(command)
             return
-        assembly = self._assembly
         if not assembly.expects_data or presentation_context_id != assembly.presentation_context_id:
             assembly.check_data(presentation_context_id)
+        if self._announced is not None:
+            self._fragments.append(fragment)
+            if complete and message_control_header & LAST:
+                self._stored_whole()
+            elif len(self._fragments) >= MAXIMUM_FRAGMENTS:
+                self._go_the_long_way()
+            return
         if fragment:
-            try:
-                self._sink.write(fragment)
-            except Exception as error:
-                self._sink_failed(error)
+            self._write(fragment)
         if complete and message_control_header & LAST == DATA | LAST:
             self._data_set_complete()
+
+    def p_data_paused(self) -> None:
+        if self._announced is not None:
+            self._go_the_long_way()
 
     def release_requested(self) -> None:
         if not self._assembly.idle:
@@ -175,7 +208,8 @@ class Exchange:
     def ended(self, error: AssociationError | None) -> None:
         self._over = True
         sink, self._sink = self._sink, DRAIN
-        self._store = self._outcome = self._answer = None
+        self._store = self._outcome = self._answer = self._announced = None
+        self._fragments = []
         self._abort_sink(sink)
         for _, finishing in self._finishing.values():
             self._abort_sink(finishing)
@@ -191,7 +225,8 @@ class Exchange:
 
     # Receiving: a command set ----
 
-    def _command_received(self, encoded: bytes) -> None:
+    def _command_received(self, encoded: bytes, *, received_at: float = 0.0) -> None:
+        """received_at: when it was, if that is not now."""
         assembly = self._assembly
         context = self._contexts.get(assembly.presentation_context_id)
         if context is None:
@@ -209,7 +244,7 @@ class Exchange:
             self._expect(DRAIN, error.data_set_follows)
             return
         if type(message) is CStoreRQ:
-            self._store_requested(message, context, data_set_follows)
+            self._store_requested(encoded, message, context, data_set_follows, received_at)
         elif isinstance(message, CCancelRQ):
             self._cancel_requested(message)
             self._expect(DRAIN, data_set_follows)
@@ -227,10 +262,16 @@ class Exchange:
             self._message_ended()
 
     def _store_requested(
-        self, command: CStoreRQ, context: PresentationContext, data_set_follows: bool
+        self,
+        encoded: bytes,
+        command: CStoreRQ,
+        context: PresentationContext,
+        data_set_follows: bool,
+        received_at: float,
     ) -> None:
         self.requests_received += 1
-        received_at = 0.0 if self._observer is None else perf_counter()
+        if not received_at and self._observer is not None:
+            received_at = perf_counter()
         request = StoreRequest(command, context, self.association, received_at)
         sink: Sink | Drain = DRAIN
         outcome: Outcome | None = None
@@ -246,10 +287,26 @@ class Exchange:
             self._abort_sink(sink)
             return
         self._store, self._sink, self._outcome = request, sink, outcome
+        key = (context.presentation_context_id, len(encoded))
+        if outcome is None and key not in self._templates and len(self._templates) < MAXIMUM_TEMPLATES:
+            self._templates[key] = self._template_of(encoded, request)
         if data_set_follows:
             self._assembly.expects_data = True
         else:
             self._data_set_complete()
+
+    def _template_of(self, encoded: bytes, request: StoreRequest) -> StoreTemplate | None:
+        """How to recognise more of the kind, if there is a short cut for it."""
+        store = None if self._services is None else self._services.whole_store(request)
+        if store is None:
+            return None
+        return StoreTemplate.of(
+            encoded,
+            request.command,
+            store,
+            presentation_context_id=request.context.presentation_context_id,
+            maximum_length=self.association.agreed.peer_maximum_length,
+        )
 
     def _operation_requested(
         self, request: Message, context: PresentationContext, data_set_follows: bool
@@ -301,11 +358,60 @@ class Exchange:
 
     # Receiving: a data set ----
 
-    def _sink_failed(self, error: Exception) -> None:
-        """A fragment was refused: the outcome is known, the rest of the message is drained."""
-        sink, self._sink = self._sink, DRAIN
-        self._outcome = self._outcome_of(error)
-        self._abort_sink(sink)
+    def _go_the_long_way(self, *, complete: bool = False) -> None:
+        """Do with an announced C-STORE what is done with all others. complete: all fragments have come."""
+        assert self._announced is not None
+        _, command, received_at = self._announced
+        fragments, self._fragments, self._announced = self._fragments, [], None
+        self._command_received(command, received_at=received_at)
+        for fragment in fragments:
+            if fragment:
+                self._write(fragment)
+        if complete and not self._over:
+            self._data_set_complete()
+
+    def _stored_whole(self) -> None:
+        """Store and answer in one go what has come completely."""
+        assert self._announced is not None
+        template, command, received_at = self._announced
+        try:
+            outcome = template.store(command[template.instance_at : template.instance_end], self._fragments)
+        except Exception as error:
+            outcome = self._outcome_of(error)
+        if outcome is None:
+            self._go_the_long_way(complete=True)
+            return
+        self._announced = None
+        self._fragments.clear()
+        self.requests_received += 1
+        context_id = self._assembly.presentation_context_id
+        self._message_ended()
+        if outcome is not SUCCESS_OUTCOME:
+            request = messages.decode(command)[0]
+            assert isinstance(request, CStoreRQ)
+            store = StoreRequest(request, self._contexts[context_id], self.association, received_at)
+            self._respond_to_store(store, outcome)
+            return
+        if self._observer is not None:
+            self._observer.performed(CStoreRQ, 0x0000, perf_counter() - received_at)
+        response = template.success(command)
+        association = self.association
+        if self._over or self.writer.turn.locked() or association.write_blocked:
+            self._write_response(context_id, response[PDU_AND_PDV_HEADERS:])
+            return
+        try:
+            association.write_p_data(response)
+        except LocalProtocolError:
+            pass  # as in _write_response
+
+    def _write(self, fragment: memoryview) -> None:
+        """To the sink. When it is refused the outcome is known, and the rest of the message is drained."""
+        try:
+            self._sink.write(fragment)
+        except Exception as error:
+            sink, self._sink = self._sink, DRAIN
+            self._outcome = self._outcome_of(error)
+            self._abort_sink(sink)
 
     def _data_set_complete(self) -> None:
         store, sink, outcome = self._store, self._sink, self._outcome

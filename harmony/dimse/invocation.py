@@ -21,7 +21,7 @@ from harmony.dimse.command import CCancelRQ, Message
 from harmony.dimse.message import MessageWriter
 from harmony.dimse.observer import Observer
 from harmony.dimse.source import DataSource, StreamSource
-from harmony.dimse.status import StatusClass, classify
+from harmony.dimse.status import Status, StatusClass, classify
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError, AssociationReleased, DeadlineExceeded
 from harmony.ul.negotiation import PresentationContext
@@ -63,6 +63,11 @@ class Response:
     @property
     def status_class(self) -> StatusClass:
         return classify(self.status)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether more responses follow: FF00 and FF01 (PS3.7 Annex C)."""
+        return self.status & 0xFFFE == Status.PENDING
 
 
 class Invocation:
@@ -120,7 +125,7 @@ class Invocation:
         self._waiting_bytes -= RESPONSE_OVERHEAD + len(response.data_set or b"")
         if self._held and self._waiting_bytes <= WAITING_RESPONSES_LIMIT // 2:
             self._let_go()
-        if response.status_class is not StatusClass.PENDING:
+        if not response.is_pending:
             self._final = response
         return response
 
@@ -154,7 +159,7 @@ class Invocation:
 
     def put(self, response: Response) -> None:
         """A response has come."""
-        self.done = self.done or response.status_class is not StatusClass.PENDING
+        self.done = self.done or not response.is_pending
         self._restart_timer()
         if self._abandoned:
             return
@@ -303,7 +308,7 @@ class Invocations:
 
     def deliver(self, invocation: Invocation, response: Response) -> None:
         """Give a response to the invocation that `find` returned for it."""
-        if response.status_class is not StatusClass.PENDING:
+        if not response.is_pending:
             self._forget(invocation)
             self._observe(invocation, response.status)
         invocation.put(response)

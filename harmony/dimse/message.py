@@ -28,8 +28,8 @@ COMMAND, DATA, LAST = 1, 0, 2
 
 PDV_OVERHEAD = 6  # item length, presentation context ID, message control header
 BURST_BYTES = 528 * 1024
-"""PDUs prepared for one write: four of 128 KB with their headers, which is a CT image. Enough to make the system call
-cheap, small enough to stay in the CPU's cache."""
+"""One write takes so much and what is left of its last PDU: a CT image of 512 x 512 with its header, whatever the
+length of the PDUs. Enough to make the system call cheap, small enough to stay in the CPU's cache."""
 
 WHOLE_BYTES = 32 * 1024
 """Data sets up to this size are joined with their command. Larger buffers come from the system and go back to it each
@@ -45,7 +45,8 @@ part."""
 _PDU_AND_PDV = Struct(">BxIIBB")
 _PDV = Struct(">IBB")
 _PDU = Struct(">BxI")
-_HEADERS = _PDU_AND_PDV.size
+PDU_AND_PDV_HEADERS = _HEADERS = _PDU_AND_PDV.size
+"""Bytes in front of the fragment in a P-DATA-TF of one."""
 
 
 def fragment_limit(maximum_length: int) -> int:
@@ -304,7 +305,7 @@ class _Burst:
 
     def __init__(self, fragment_size: int) -> None:
         pdu_size = _HEADERS + fragment_size
-        self.count = max(1, BURST_BYTES // pdu_size)
+        self.count = -(-BURST_BYTES // pdu_size)
         self.fragment_size = fragment_size
         self.capacity = self.count * fragment_size
         self.buffer = memoryview(bytearray(COMMAND_ROOM + self.count * pdu_size))

@@ -89,6 +89,11 @@ class MoveReceiver:
         self._waiting: dict[tuple[str, int], Expectation] = {}
         self._retired: deque[tuple[str, int]] = deque(maxlen=RETIRED_LIMIT)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Some move waits; if none does, what names no move is unmatched."""
+        return bool(self._waiting)
+
     def __len__(self) -> int:
         """Moves that wait."""
         return len(self._waiting)

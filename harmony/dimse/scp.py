@@ -24,7 +24,7 @@ from harmony.dimse.command import CEchoRQ, CStoreRQ, Message, NEventReportRQ
 from harmony.dimse.exchange import Exchange
 from harmony.dimse.observer import Observer
 from harmony.dimse.operation import Handler, StoreRequest
-from harmony.dimse.sink import Sink
+from harmony.dimse.sink import Sink, WholeStore
 from harmony.dimse.sop_class import VERIFICATION, is_storage_sop_class
 from harmony.dimse.status import DimseError, Status
 from harmony.ul.acceptor import Acceptor, AcceptorLimits, IdentityVerifier
@@ -52,6 +52,9 @@ native."""
 Authorization = Callable[[Message, PresentationContext, Association], None]
 """Asked about a request, on its context and association; raises DimseError to refuse it."""
 
+WholeStoreFor = Callable[[StoreRequest], WholeStore | None]
+"""Asked for the short cut of everything that is like a request but for its Message ID and SOP Instance UID."""
+
 Admission = Callable[[AssociateRQ, Association, AcceptorPolicy], AcceptorPolicy | AssociateRJ]
 """Asked about an association that is requested: the policy for it, the given one or a stricter one, or a refusal."""
 
@@ -62,6 +65,7 @@ class Services:
     def __init__(self) -> None:
         self._store: Callable[[StoreRequest], Sink] | None = None
         self._store_by_class: dict[str, Callable[[StoreRequest], Sink]] = {}
+        self._whole_stores: dict[Callable[[StoreRequest], Sink], WholeStoreFor] = {}
         self._handlers: dict[type[Message], dict[str, Handler]] = {}
         # What negotiation accepts in either role, by SOP class; and for storage SOP classes that nobody listed.
         self._as_scp = {VERIFICATION: SupportedAbstractSyntax(UNCOMPRESSED)}
@@ -85,13 +89,18 @@ class Services:
         *,
         sop_classes: Iterable[str] | None = None,
         transfer_syntaxes: Iterable[str] | None = None,
+        whole: WholeStoreFor | None = None,
     ) -> None:
         """Perform C-STORE with the sinks that open_sink returns.
 
         sop_classes: those it is for; None is any storage SOP class, private and future ones too.
         transfer_syntaxes: those accepted; None is any, as the bytes are not decoded here.
         open_sink raises DimseError to refuse an instance before its data comes.
+        whole: a short cut for instances that come in one fragment. It is asked once for all that are like a request
+        but for their Message and SOP Instance UID, and not where requests are to be authorized one by one.
         """
+        if whole is not None:
+            self._whole_stores[open_sink] = whole
         support = SupportedAbstractSyntax(_set(transfer_syntaxes))
         if sop_classes is None:
             self._store, self._other_storage_as_scp = open_sink, support
@@ -179,6 +188,14 @@ class Services:
             raise DimseError(Status.SOP_CLASS_NOT_SUPPORTED, "SOP class not supported for storage")
         self.check_authorized(request.command, request.context, request.association)
         return open_sink(request)
+
+    def whole_store(self, request: StoreRequest) -> WholeStore | None:
+        """The short cut for all that are like a request, for which a sink was opened; None when there is none."""
+        if self._authorizations or request.affected_sop_class_uid != request.context.abstract_syntax:
+            return None
+        open_sink = self._opener(request.context.abstract_syntax)
+        whole = None if open_sink is None else self._whole_stores.get(open_sink)
+        return None if whole is None else whole(request)
 
     def _opener(self, sop_class: str) -> Callable[[StoreRequest], Sink] | None:
         found = self._store_by_class.get(sop_class)

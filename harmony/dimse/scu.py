@@ -13,17 +13,19 @@ operations window.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harmony import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from harmony.dimse.command import CEchoRQ, CStoreRQ, Message
+from harmony.dimse.command import CEchoRQ, CStoreRQ, CStoreRSP, Message
 from harmony.dimse.exchange import Exchange
 from harmony.dimse.invocation import Invocation, Response
+from harmony.dimse.message import WHOLE_BYTES
 from harmony.dimse.observer import Observer
-from harmony.dimse.part10 import FileMeta, read_file_meta, read_file_meta_from
+from harmony.dimse.part10 import READ_ONLY, FileMeta, FileMetaIncomplete, read_file_meta, read_file_meta_from
 from harmony.dimse.scp import Services
 from harmony.dimse.sop_class import (
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -32,7 +34,7 @@ from harmony.dimse.sop_class import (
     VERIFICATION,
 )
 from harmony.dimse.source import BytesSource, Data, DataSource, FileSource, StreamSource
-from harmony.dimse.status import DimseError, Outcome, StatusClass
+from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, StatusClass
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.errors import AssociationError, DeadlineExceeded
@@ -53,6 +55,9 @@ __all__ = ["SCU", "Instance", "NoPresentationContext", "associate", "contexts_fo
 
 DEFAULT_RESPONSE_S = 60.0
 """Wait for a response, counted from the last byte sent. Archives that fetch from tape need more."""
+
+HEAD_BYTES = 16 * 1024
+"""Read of a file to know what it is: all of a small one, and a copy too many of a large one's beginning."""
 
 
 class NoPresentationContext(AssociationError):
@@ -113,6 +118,10 @@ class SCU:
             )
         return context
 
+    def accepts(self, sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+        """Whether instances of this class can be stored in this transfer syntax."""
+        return (sop_class_uid, transfer_syntax_uid) in self._store_contexts
+
     async def echo(self) -> Outcome:
         """C-ECHO. Raises DimseError for a failure status, AssociationError when the association ends."""
         return _outcome(await _final(await self.invoke(CEchoRQ, self.context_for(VERIFICATION))))
@@ -133,9 +142,10 @@ class SCU:
         for one that cannot be read.
         """
         instance = _instance(what)
-        source: DataSource | StreamSource
+        source: bytes | DataSource | StreamSource
         if isinstance(instance.data, bytes | bytearray | memoryview):
-            source = BytesSource(instance.data)
+            data = memoryview(instance.data)
+            source = bytes(data) if data.nbytes <= WHOLE_BYTES else BytesSource(data)
         elif isinstance(instance.data, AsyncIterable):
             source = StreamSource(instance.data)
         else:
@@ -156,10 +166,11 @@ class SCU:
                 response_s=self._response_s,
             )
         finally:
-            if not isinstance(source, StreamSource):
+            if isinstance(source, StreamSource):
+                if isinstance(source.chunks, AsyncGenerator):
+                    await source.chunks.aclose()
+            elif not isinstance(source, bytes):
                 source.close()
-            elif isinstance(source.chunks, AsyncGenerator):
-                await source.chunks.aclose()
         return _outcome(await _final(invocation))
 
     async def invoke(
@@ -197,8 +208,7 @@ def _instance(what: str | Path | bytes | bytearray | memoryview | Instance) -> I
         return what
     data: memoryview | FileSource
     if isinstance(what, str | Path):
-        meta = read_file_meta_from(what)
-        data = FileSource(what, offset=meta.data_set_offset)
+        meta, data = _open(what)
     else:
         view = memoryview(what)
         meta = read_file_meta(view)
@@ -209,6 +219,26 @@ def _instance(what: str | Path | bytes | bytearray | memoryview | Instance) -> I
         meta.transfer_syntax_uid,
         data,
     )
+
+
+def _open(path: str | Path) -> tuple[FileMeta, memoryview | FileSource]:
+    """A file's meta information and data set. The file is opened once, and a small one is read whole with it."""
+    descriptor = os.open(path, READ_ONLY)
+    try:
+        head = os.read(descriptor, HEAD_BYTES)
+        try:
+            meta = read_file_meta(head)
+        except FileMetaIncomplete:
+            meta = read_file_meta_from(path)
+        if len(head) == HEAD_BYTES:
+            if meta.data_set_offset > len(head) - 2:  # whether the group goes on cannot be seen
+                meta = read_file_meta_from(path)
+            return meta, FileSource(path, offset=meta.data_set_offset, descriptor=descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return meta, memoryview(head)[meta.data_set_offset :]
 
 
 def _name(transfer_syntax: str) -> str:
@@ -226,6 +256,8 @@ async def _final(invocation: Invocation) -> Response:
 
 def _outcome(response: Response) -> Outcome:
     message = response.message
+    if type(message) is CStoreRSP and message.status == 0 and not message.error_comment:
+        return SUCCESS_OUTCOME
     outcome = Outcome(
         response.status,
         getattr(message, "error_comment", ""),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from harmony.dimse.source import Data, pieces
 from harmony.dimse.status import SUCCESS_OUTCOME, DimseError, Outcome, Status
 from harmony.ul.held import HELD, HeldBytes
 
-__all__ = ["AsyncSink", "BytesSink", "Collector", "DataStream", "Drain", "Flow", "Sink", "feed"]
+__all__ = ["AsyncSink", "BytesSink", "Collector", "DataStream", "Drain", "Flow", "Sink", "WholeStore", "feed"]
 
 CHUNK_OVERHEAD = 64
 """What a waiting chunk counts besides its bytes, so that a peer that sends fragments of two bytes is held too."""
@@ -42,6 +42,16 @@ class Sink(Protocol):
     def abort(self) -> None:
         """The data set will not be completed. Called at most once after any other method, also after
         `finish`."""
+
+
+WholeStore = Callable[[bytes, Sequence[memoryview]], Outcome | None]
+"""Stores an object that is at hand completely, without a Sink: a short cut for those that the receive buffer holds.
+
+Called with the value field of (0000,1000), padding included, and the data set in its fragments, at least one, any of
+them empty; they are not valid after the call. It
+returns what the sink's `finish` would have returned, or raises what that would have; or it returns None and has done
+nothing, and a sink is opened as for any other object. So it need not know what to do when anything is unusual.
+"""
 
 
 class Flow(Protocol):

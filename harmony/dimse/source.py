@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from harmony.dimse.part10 import READ_ONLY
+
 __all__ = ["BytesSource", "Data", "DataSource", "FileSource", "StreamSource", "pieces"]
 
 PIECE_BYTES = 256 * 1024
@@ -59,9 +61,10 @@ class FileSource:
     """The bytes of a file from `offset` to its end as it is now; a file that shrinks meanwhile is an
     EOFError."""
 
-    def __init__(self, path: str | Path, *, offset: int = 0) -> None:
+    def __init__(self, path: str | Path, *, offset: int = 0, descriptor: int | None = None) -> None:
+        """descriptor: of the file, when it is open already; it is closed here, or when this fails by the caller."""
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._descriptor = os.open(path, READ_ONLY) if descriptor is None else descriptor
         self._position = offset
         self.size_bytes = max(0, os.fstat(self._descriptor).st_size - offset)
         self._end = offset + self.size_bytes

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
+from functools import lru_cache
 
 __all__ = ["SUCCESS_OUTCOME", "DimseError", "Outcome", "Status", "StatusClass", "classify", "describe_status"]
 
@@ -152,6 +153,7 @@ _RANGES = (
 )
 
 
+@lru_cache(maxsize=256)  # for every object that is sent, and nearly always the same
 def describe_status(status: int) -> str:
     """One line for logs and errors: the code in hexadecimal and what it means."""
     try:

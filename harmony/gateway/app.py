@@ -256,6 +256,8 @@ class Gateway:
         requests, self._requests = self._requests, _Requests()
         self.config, self.assembly, self._routers = config, assembly, assembly.routers
         self._limit_memory()
+        if assembly.workers is not None:
+            assembly.workers.set_up(config.log)
         self._listeners.swap(assembly)
         self._told_management()
         self._told_auditor()
@@ -278,6 +280,10 @@ class Gateway:
             await association.wait_closed()
         await requests.over()
         await self._listeners.left()
+        if self.assembly.workers is not None:
+            await self.assembly.workers.keep_only(
+                [each for listener in self.assembly.dicom for each in listener.receiving]
+            )
         while parts:
             await _stopped(parts[-1].stop, GRACE_S)
             parts.pop()
@@ -353,6 +359,8 @@ def _parts(assembly: Assembly) -> Iterator[_Part]:
     for path, index in assembly.indexes.items():
         name = f"the index of the storage folder {path}"
         yield _Part(index, name, _opening(index, _reporting(path)), _closing(index))
+    if assembly.workers is not None:
+        yield _Part(assembly.workers, "", assembly.workers.start, assembly.workers.stop)
     for folders in assembly.retrieved.values():
         yield _Part(folders, str(folders), folders.start, folders.stop)
     for backend in assembly.backends:

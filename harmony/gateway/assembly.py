@@ -21,6 +21,7 @@ from harmony.gateway.retrieved import RetrievedFolders
 from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.study_envelope import StudyEnvelopes
 from harmony.gateway.tls import Certificates
+from harmony.gateway.workers import WorkerPool
 from harmony.http import Router
 from harmony.jmix.store import EnvelopeStore
 
@@ -62,6 +63,8 @@ class Assembly:
     """None: no audit trail is kept."""
     envelope_audits: list[EnvelopeAudit] = field(default_factory=list)
     """Of what goes on with another auditor after a reload."""
+    workers: WorkerPool | None = None
+    """None: this process receives itself."""
     certificates: Certificates = field(default_factory=Certificates)
     """Like the receivers, those of the gateway: every assembly takes them over."""
     provided: dict[int, frozenset[str]] = field(default_factory=dict)

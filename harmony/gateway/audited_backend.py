@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from harmony.archive.index import StoredInstance, UniqueKeys
 from harmony.archive.levels import Level
@@ -36,7 +36,7 @@ from harmony.gateway.dicom_scu import DicomSCU
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
 
-__all__ = ["AuditedBackend", "AuditedPACS"]
+__all__ = ["AuditedBackend", "AuditedPACS", "AuditedSink", "Tells"]
 
 logger = logging.getLogger("harmony.gateway")
 
@@ -194,7 +194,7 @@ class AuditedBackend:
 
     def store(self, request: StoreRequest) -> Sink:
         activity = self._auditor.activity_of(request.association)
-        return _AuditedSink(
+        return AuditedSink(
             self.backend.store(request),
             self._auditor,
             activity,
@@ -261,13 +261,19 @@ class AuditedPACS(AuditedBackend):
         return result
 
 
-class _AuditedSink:
+class Tells(Protocol):
+    """Of an `Auditor`, what a sink needs."""
+
+    def progressed(self, activity: Activity) -> None: ...
+
+
+class AuditedSink:
     """Reads whose image it is from what passes, and says what became of it."""
 
     __slots__ = ("_activity", "_auditor", "_scanner", "_sink", "_sop_class_uid")
 
     def __init__(
-        self, sink: Sink, auditor: Auditor, activity: Activity, sop_class_uid: str, transfer_syntax_uid: str
+        self, sink: Sink, auditor: Tells, activity: Activity, sop_class_uid: str, transfer_syntax_uid: str
     ) -> None:
         self._sink = sink
         self._auditor = auditor

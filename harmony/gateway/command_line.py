@@ -1,4 +1,4 @@
-"""`python -m harmony`: arguments, `--check`, `outbox`, `index`, `send`, and the way into the running gateway.
+"""`python -m harmony`: arguments, `--check`, `outbox`, `index`, and the way into the running gateway.
 
 Exit status 0 after a clean stop or a good check, 2 for arguments and configurations that cannot be used; whatever the
 gateway returns otherwise. Without `--config` the embedded default runs: no file is looked for, so that the folder one
@@ -27,9 +27,6 @@ EXIT_UNUSABLE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] == "send":  # which has arguments of its own, and needs no configuration
-        send: Callable[[Sequence[str]], int] = importlib.import_module("harmony.gateway.send_command").main
-        return send(words[1:])
     parser = _parser()
     arguments = parser.parse_args(words)
     if arguments.command == "send":

@@ -377,6 +377,8 @@ class LoadedConfig:
     """For how long the public keys of token issuers are kept."""
     audit: Audit | None = None
     """None: none is kept."""
+    workers: int = 1
+    """Processes that receive; 1: the only process there is."""
 
     def http_networks(self) -> tuple[Network, ...]:
         """The networks whose HTTP listener must be opened: an HTTP endpoint or the management API is on them."""

@@ -14,23 +14,25 @@ from dataclasses import dataclass, field
 
 from harmony.dimse.move_receiver import OpenSink
 from harmony.dimse.observer import Observer
-from harmony.dimse.scp import Server, Services
+from harmony.dimse.scp import Server, Services, WholeStoreFor
 from harmony.gateway.authentication import Gate
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import Endpoint, Listener
 from harmony.gateway.dicom_authentication import IdentityCheck
 from harmony.gateway.dimse_policies import DimsePolicies
+from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.options import CONNECTIONS_PER_ASSOCIATION, DicomScpOptions
 from harmony.gateway.query_retrieve import QueryRetrieve
 from harmony.gateway.store_receiver import StoreReceivers
 from harmony.gateway.tls import Certificates
+from harmony.gateway.workers import ReceivingEndpoint, WorkerPool
 from harmony.ul.acceptor import AcceptorLimits
 from harmony.ul.association import Association
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import AcceptorPolicy
-from harmony.ul.pdu import AssociateRJ, AssociateRQ
+from harmony.ul.pdu import AssociateAC, AssociateRJ, AssociateRQ
 
-__all__ = ["DicomListener", "DicomSCP"]
+__all__ = ["DicomListener", "DicomSCP", "timeouts_of"]
 
 logger = logging.getLogger("harmony.gateway")
 
@@ -50,6 +52,8 @@ class DicomSCP:
     """All of them must agree."""
     certificates: Certificates = field(default_factory=Certificates)
     """For destinations of C-MOVE that are called over TLS."""
+    receiving: ReceivingEndpoint | None = None
+    """What may be handed over to a worker; None: nothing."""
 
     @property
     def options(self) -> DicomScpOptions:
@@ -69,11 +73,16 @@ class DicomSCP:
         if not options.enable_echo:
             services.no_echo()
         open_sink: OpenSink | None = self.backend.store if options.enable_store else None
+        whole: WholeStoreFor | None = None
+        if options.enable_store and isinstance(self.backend, LocalArchive):
+            whole = self.backend.whole_store
         if self.moves is not None:
             open_sink = self.moves.open_sink(open_sink)
+            whole = None if whole is None else self.moves.whole_store(whole)
         if open_sink is not None:
             services.store(
                 open_sink,
+                whole=whole,
                 sop_classes=options.sop_classes or None,
                 transfer_syntaxes=options.transfer_syntaxes or None,
             )
@@ -109,6 +118,16 @@ class DicomSCP:
         return policy
 
 
+def timeouts_of(options: DicomScpOptions) -> Timeouts:
+    return Timeouts(
+        artim_s=options.artim_timeout_secs,
+        release_s=options.association_timeout_secs,
+        pdu_s=options.pdu_timeout_secs,
+        write_s=options.pdu_timeout_secs,
+        idle_s=options.idle_timeout_secs,
+    )
+
+
 def acceptor_limits(options: DicomScpOptions) -> AcceptorLimits:
     return AcceptorLimits(
         maximum_associations=options.max_associations,
@@ -123,31 +142,49 @@ def acceptor_limits(options: DicomScpOptions) -> AcceptorLimits:
 class DicomListener:
     """The server on one address."""
 
-    def __init__(self, address: Listener, scps: Sequence[DicomSCP]) -> None:
-        """scps: at least one; timers, and limits on associations and connections, are those of the first."""
+    def __init__(
+        self, address: Listener, scps: Sequence[DicomSCP], *, workers: WorkerPool | None = None
+    ) -> None:
+        """scps: at least one; timers, and limits on associations and connections, are those of the first. workers:
+        who takes associations that only store."""
         self.address = address
         self.scps = tuple(scps)
+        self._workers = workers
         options = self.scps[0].options
         self.server = Server(
-            timeouts=Timeouts(
-                artim_s=options.artim_timeout_secs,
-                release_s=options.association_timeout_secs,
-                pdu_s=options.pdu_timeout_secs,
-                write_s=options.pdu_timeout_secs,
-                idle_s=options.idle_timeout_secs,
-            ),
+            timeouts=timeouts_of(options),
             limits=acceptor_limits(options),
             verify_identity=IdentityCheck(self._gate_of) if any(scp.gate for scp in self.scps) else None,
         )
         for scp in self.scps:
             self.server.add(scp.services(), scp.policy(), admit=scp.admit if scp.policies else None)
+        if workers is not None:
+            self.server.acceptor.on_accepting = self._hand_over
+            self.server.acceptor.before_refusing = workers.catch_up
+
+    def _hand_over(self, association: Association, request: AssociateRQ, response: AssociateAC) -> bool:
+        """`Acceptor.on_accepting`. Those who receive for retrieves of ours as well receive here."""
+        scp = self._scp_of(request)
+        if self._workers is None or scp is None or scp.receiving is None:
+            return False
+        if self.address.tls is not None or scp.moves is not None:
+            return False
+        return self._workers.hand_over(scp.receiving, association, request, response)
 
     def _gate_of(self, request: AssociateRQ) -> tuple[str, Gate | None]:
-        """Of the endpoint that answers to the called AE title. A title that nobody has is refused in negotiation."""
+        scp = self._scp_of(request)
+        return (scp.endpoint.name, scp.gate) if scp is not None else ("", None)
+
+    def _scp_of(self, request: AssociateRQ) -> DicomSCP | None:
+        """That which answers to the called AE title. A title that nobody has is refused in negotiation."""
         titles = {title: scp for scp in self.scps for title in scp.policy().ae_titles}
         any_title = next((scp for scp in self.scps if scp.options.accept_any_called_ae), None)
-        scp = titles.get(request.called_ae_title, any_title)
-        return (scp.endpoint.name, scp.gate) if scp is not None else ("", None)
+        return titles.get(request.called_ae_title, any_title)
+
+    @property
+    def receiving(self) -> list[ReceivingEndpoint]:
+        """What may be handed over."""
+        return [scp.receiving for scp in self.scps if scp.receiving is not None]
 
     async def start(self) -> None:
         """Listen. Raises OSError naming the address when it is taken, or a certificate cannot be read."""
@@ -163,6 +200,7 @@ class DicomListener:
         """Have the endpoints of another listener, which has not started, from now on. Associations go on as they were
         accepted."""
         self.scps = other.scps
+        self._workers = other._workers
         self.server.follow(other.server)
 
     async def stop(self, grace_s: float) -> None:

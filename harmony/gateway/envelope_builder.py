@@ -1,5 +1,5 @@
 """Envelopes into a store, as the options of a `jmix_builder` want them: of objects in the archive, or packed while they
-arrive.
+arrive, here or in another process.
 
 Called by `jmix_builder` for closed journals, by `instance_delivery` for single objects and by `study_envelope` for
 studies that are retrieved, in worker threads.
@@ -8,10 +8,12 @@ studies that are retrieved, in worker threads.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from harmony.gateway.options import JmixBuilderOptions
 from harmony.jmix.envelope import (
@@ -25,6 +27,7 @@ from harmony.jmix.envelope import (
     build_envelope,
 )
 from harmony.jmix.packer import EnvelopePacker
+from harmony.jmix.packing_process import Built, Order
 from harmony.jmix.store import EnvelopeStore
 
 __all__ = ["ENVELOPE_TYPE", "EnvelopeBuilder"]
@@ -71,6 +74,46 @@ class EnvelopeBuilder:
             skip_listing=options.skip_listing,
             compression=COMPRESSIONS[options.compression],
             fsync=self._fsync,
+        )
+        self._enter(summary, origin=origin, created=created)
+        return summary
+
+    def order(self, envelope_id: str, created: datetime) -> Order:
+        """What `build` would do, for another process to do it; `adopt` the result."""
+        options = self._options
+        return Order(
+            envelope_id,
+            created,
+            _parties(options),
+            options.classification,
+            Profile(options.profile),
+            options.skip_hashing,
+            options.skip_listing,
+            COMPRESSIONS[options.compression],
+            self._fsync,
+        )
+
+    def adopt(
+        self, envelope_id: str, archive: Path, built: Built, *, origin: str, created: datetime
+    ) -> EnvelopeSummary:
+        """Put an archive that another process built, under a temporary name, into the store and index it.
+
+        Blocking. Raises OSError or sqlite3.Error when the disk will not take it.
+        """
+        path = self.store.place(envelope_id)
+        try:
+            os.replace(archive, path)
+        except OSError:
+            archive.unlink(missing_ok=True)
+            raise
+        summary = EnvelopeSummary(
+            envelope_id,
+            path,
+            built.size_bytes,
+            built.study_instance_uids,
+            built.instance_count,
+            built.payload_hash,
+            built.manifest,
         )
         self._enter(summary, origin=origin, created=created)
         return summary

@@ -39,14 +39,16 @@ from harmony.dimse.sink import Sink, feed
 from harmony.dimse.status import Outcome, Status
 from harmony.gateway.backend import Query, Retrieve
 from harmony.gateway.envelope_builder import ENVELOPE_TYPE, EnvelopeBuilder
+from harmony.gateway.envelopes_ahead import EnvelopesAhead
 from harmony.gateway.instance_delivery import InstanceDeliveries
 from harmony.gateway.jmix_backend import Courier, JmixUpstream
 from harmony.gateway.local_archive import Announced, LocalArchive, Upload
 from harmony.gateway.options import JmixBuilderOptions
 from harmony.jmix import journal as journals
 from harmony.jmix.assembly import AssociationEnvelopes, EnvelopeAssembly
-from harmony.jmix.journal import EnvelopeJournal, JournalEntry, JournalHeader, Stored
+from harmony.jmix.journal import Closed, EnvelopeJournal, JournalEntry, JournalHeader, Stored
 from harmony.jmix.outbox import InDoubt, Outbox
+from harmony.jmix.packing_process import Built
 from harmony.jmix.store import EnvelopeStore
 from harmony.ul.association import Association
 from harmony.ul.errors import AssociationError
@@ -103,6 +105,7 @@ class JmixBuilder:
         self._orders: asyncio.Queue[_Order | None] = asyncio.Queue()
         self._builder: asyncio.Task[None] | None = None
         self._hurried = False
+        self._ahead = EnvelopesAhead(self._envelopes.order, envelopes.incoming)
         self._deliveries = InstanceDeliveries(self._envelopes, upstream)
 
     def __str__(self) -> str:
@@ -155,6 +158,7 @@ class JmixBuilder:
             await asyncio.wait({self._builder}, timeout=max(0.0, deadline - loop.time()))
             self._hurried = True
             await asyncio.wait({self._builder})
+        await self._ahead.stop()
         if self._courier is not None:
             await self._courier.stop(max(0.0, deadline - loop.time()))
         await asyncio.to_thread(self._outbox.close)
@@ -222,6 +226,10 @@ class JmixBuilder:
         if envelopes is not None:
             self._books.complete += envelopes.ended(released=error is None)
             self._books.wanted.set()
+
+    def arrived(self, journal: EnvelopeJournal, stored: StoredObject) -> None:
+        """An object of an envelope has its final name (called by a sink)."""
+        self._ahead.add(journal.header, stored)
 
     def settled(self) -> None:
         """Something that was on its way has arrived or was refused (called by a sink)."""
@@ -338,7 +346,7 @@ class JmixBuilder:
     async def _build_all(self) -> None:
         while (order := await self._orders.get()) is not None and not self._hurried:
             try:
-                await asyncio.to_thread(self._build_order, order.path)
+                await self._build_order(order.path)
             except Exception as error:
                 delay_s = min(MAXIMUM_REBUILD_DELAY_S, REBUILD_DELAY_S * 2**order.failures)
                 logger.error(
@@ -354,26 +362,40 @@ class JmixBuilder:
             if self._courier is not None:
                 self._courier.wake()
 
-    def _build_order(self, path: Path) -> None:
-        """Blocking: one closed journal becomes an envelope and a delivery. Every step may be repeated."""
-        order = journals.read(path, storage_root=self._storage_root)
+    async def _build_order(self, path: Path) -> None:
+        """One closed journal becomes an envelope and a delivery. Every step may be repeated."""
+        order = await asyncio.to_thread(journals.read, path, storage_root=self._storage_root)
         if order.entries:
-            created = datetime.fromisoformat(order.header.created)
+            archive = self._envelopes.store.incoming()
+            built = await self._ahead.build(order.header.envelope_id, order.entries, archive)
+            await asyncio.to_thread(self._post, order, archive, built)
+        else:
+            self._ahead.forget(order.header.envelope_id)
+        await asyncio.to_thread(order.remove)
+
+    def _post(self, order: Closed, archive: Path, built: Built | None) -> None:
+        """Blocking: the envelope into the store, its delivery into the outbox. built: it is at `archive` already."""
+        header = order.header
+        created = datetime.fromisoformat(header.created)
+        if built is None:
             summary = self._envelopes.build(
-                order.header.envelope_id, order.entries, origin=order.header.origin, created=created
+                header.envelope_id, order.entries, origin=header.origin, created=created
             )
-            if self._upstream is not None:
-                assert self._outbox is not None
-                self._outbox.enqueue(
-                    summary.id,
-                    self._upstream.name,
-                    payload_path=str(summary.path),
-                    content_type=ENVELOPE_TYPE,
-                    content_length=summary.size_bytes,
-                    origin=order.header.origin,
-                    now=time.time(),
-                )
-        order.remove()
+        else:
+            summary = self._envelopes.adopt(
+                header.envelope_id, archive, built, origin=header.origin, created=created
+            )
+        if self._upstream is not None:
+            assert self._outbox is not None
+            self._outbox.enqueue(
+                summary.id,
+                self._upstream.name,
+                payload_path=str(summary.path),
+                content_type=ENVELOPE_TYPE,
+                content_length=summary.size_bytes,
+                origin=header.origin,
+                now=time.time(),
+            )
 
 
 @dataclass(slots=True, eq=False)
@@ -432,7 +454,9 @@ class _StudySink:
         return future
 
     def _stored(self, stored: StoredObject) -> None:
-        self._envelopes.settled(stored.path)
+        journal = self._envelopes.settled(stored.path)
+        if journal is not None:
+            self._builder.arrived(journal, stored)
         self._builder.settled()
 
     def _finished(self, future: asyncio.Future[Outcome]) -> None:

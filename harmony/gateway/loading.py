@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from harmony.gateway import authentication_checks, checks, sections
+from harmony.gateway import authentication_checks, checks, handover, sections
 from harmony.gateway.addresses import DEFAULT_DICOM_PORT, clean_path
 from harmony.gateway.components import Components, check_file, server_tls
 from harmony.gateway.config import (
@@ -48,6 +48,8 @@ from harmony.gateway.wiring import Wiring
 
 DEFAULT_STORAGE_PATH = Path("tmp")
 DEFAULT_LOG_LEVEL = "error"
+MAXIMUM_WORKERS = 64
+"""More than one for each core of most machines; one that is meant to have more has them to spare for a number."""
 
 TableT = TypeVar("TableT", bound=Table)
 
@@ -95,6 +97,7 @@ def resolve(documents: Sequence[Document], *, env: Mapping[str, str], report: Re
         sources=tuple(document.path for document in documents if document.path is not None),
         audit=audit,
         keep_keys_s=proxy.jwks_cache_duration_hours * 3600.0,
+        workers=_workers(merged, report),
     )
     if not config.pipelines and not merged.named["pipelines"]:
         report.error(merged.main, "pipelines", "is missing; without a pipeline there is nothing to run")
@@ -120,6 +123,23 @@ def _proxy(merged: Merged, env: Mapping[str, str], report: Report) -> sections.P
                 place, "required_env_vars", f"names {show(name)}, which is not set in the environment"
             )
     return proxy
+
+
+def _workers(merged: Merged, report: Report) -> int:
+    entry = merged.single.get("workers")
+    if entry is None:
+        return 1
+    place, value = Place(entry.place.document), entry.value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAXIMUM_WORKERS:
+        report.error(
+            place, "workers", f"is {show(value)}, must be a whole number from 1 to {MAXIMUM_WORKERS}"
+        )
+        return 1
+    if value > 1 and not handover.are_possible():
+        report.error(
+            place, "workers", "must be 1 on this system, which cannot hand connections to another process"
+        )
+    return value
 
 
 def _log_settings(merged: Merged, proxy: sections.ProxyTable, report: Report) -> LogSettings:

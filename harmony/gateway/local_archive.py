@@ -26,7 +26,7 @@ from harmony.dicom.json_model import Model
 from harmony.dimse.operation import StoreRequest
 from harmony.dimse.retrieve_scp import Selection, Unavailable
 from harmony.dimse.scu import Instance
-from harmony.dimse.sink import Sink, feed
+from harmony.dimse.sink import Sink, WholeStore, feed
 from harmony.dimse.source import FileSource
 from harmony.dimse.status import Outcome
 from harmony.gateway.backend import Query, Retrieve
@@ -119,10 +119,7 @@ class LocalArchive:
         on_stored: Callable[[StoredObject], None] | None = None,
     ) -> FileSink:
         """The sink of `FileStore.sink` for one object, which gets into the index as well."""
-        index = self.index
-        if index is not None:
-            journal = index if journal is None else JournalChain(index, journal)
-            on_stored = index.stored if on_stored is None else _both(index.stored, on_stored)
+        journal, on_stored = self._indexed(journal, on_stored)
         return self.files.sink(
             sop_class_uid=announced.affected_sop_class_uid,
             sop_instance_uid=announced.affected_sop_instance_uid,
@@ -131,6 +128,30 @@ class LocalArchive:
             called_ae_title=announced.called_ae_title,
             journal=journal,
             on_stored=on_stored,
+        )
+
+    def whole_store(self, request: StoreRequest) -> WholeStore | None:
+        """The short cut of `store` for what comes in one fragment: `harmony.dimse.scp.WholeStoreFor`."""
+        journal, on_stored = self._indexed(None, None)
+        return self.files.whole_objects(
+            sop_class_uid=request.affected_sop_class_uid,
+            transfer_syntax_uid=request.transfer_syntax_uid,
+            calling_ae_title=request.calling_ae_title,
+            called_ae_title=request.called_ae_title,
+            journal=journal,
+            on_stored=on_stored,
+        )
+
+    def _indexed(
+        self, journal: Journal | None, on_stored: Callable[[StoredObject], None] | None
+    ) -> tuple[Journal | None, Callable[[StoredObject], None] | None]:
+        """The same, and the index as well."""
+        index = self.index
+        if index is None:
+            return journal, on_stored
+        return (
+            index if journal is None else JournalChain(index, journal),
+            index.stored if on_stored is None else _both(index.stored, on_stored),
         )
 
     async def store_instance(self, instance: Instance) -> Outcome:

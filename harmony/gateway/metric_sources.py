@@ -15,6 +15,7 @@ from harmony.archive.indexing import ArchiveIndex
 from harmony.audit.trail import AuditTrail
 from harmony.gateway.metrics import Source
 from harmony.gateway.tls import Certificates
+from harmony.gateway.workers import WorkerPool
 from harmony.jmix.outbox import Outbox
 from harmony.ul.held import HELD
 
@@ -26,6 +27,7 @@ __all__ = [
     "memory_source",
     "outbox_source",
     "storage_source",
+    "worker_source",
 ]
 
 
@@ -74,6 +76,28 @@ def audit_source(trail: AuditTrail) -> Source:
         )
         undelivered.add_metric([], int(trail.undelivered))
         yield undelivered
+
+    return ask
+
+
+def worker_source(workers: WorkerPool) -> Source:
+    """Processes that receive; what they receive is counted with the endpoints."""
+
+    def ask() -> Iterator[Metric]:
+        open_now = GaugeMetricFamily(
+            "harmony_worker_associations", "Associations that a worker has now.", labels=["worker"]
+        )
+        objects = CounterMetricFamily(
+            "harmony_worker_objects", "C-STORE requests that a worker has answered.", labels=["worker"]
+        )
+        restarts = CounterMetricFamily(
+            "harmony_worker_restarts", "How often a worker was replaced, having died.", labels=["worker"]
+        )
+        for number, associations, stored, restarted in workers.counts():
+            open_now.add_metric([str(number)], associations)
+            objects.add_metric([str(number)], stored)
+            restarts.add_metric([str(number)], restarted)
+        yield from (open_now, objects, restarts)
 
     return ask
 

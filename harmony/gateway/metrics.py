@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -68,6 +68,8 @@ class Watched:
     acceptors: dict[str, Acceptor] = field(default_factory=dict)
     """By the address listened on; their rejections are reported."""
     sources: list[Source] = field(default_factory=list)
+    refresh: Callable[[], Awaitable[None]] | None = None
+    """Has counts brought that are kept elsewhere."""
 
 
 class Metrics:
@@ -95,6 +97,8 @@ class Metrics:
     async def render(self, accept: str = "") -> tuple[bytes, str]:
         """The answer to a scrape, and its media type. accept: the Accept field of the request, "" for the plain text
         format."""
+        if self.watched.refresh is not None:
+            await self.watched.refresh()
         asked = await asyncio.to_thread(self._ask_sources)
         families = [*self._families(), *asked]  # in this thread, where the tallies are written
         encoder, media_type = choose_encoder(accept)

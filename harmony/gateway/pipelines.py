@@ -29,7 +29,7 @@ from harmony.gateway.auditing import Auditor
 from harmony.gateway.authentication import Authentications, Gate
 from harmony.gateway.backend import Backend
 from harmony.gateway.config import ConfigError, Endpoint, Listener, LoadedConfig, Origin, Pipeline
-from harmony.gateway.dicom_scp import DicomListener, DicomSCP
+from harmony.gateway.dicom_scp import DicomListener, DicomSCP, timeouts_of
 from harmony.gateway.dicom_scu import DicomSCU
 from harmony.gateway.dicomweb import DicomWeb
 from harmony.gateway.dicomweb_upstream import DicomwebUpstream
@@ -38,6 +38,7 @@ from harmony.gateway.dimse_policies import DimsePolicies
 from harmony.gateway.echo import Echo
 from harmony.gateway.envelope_audit import EnvelopeAudit
 from harmony.gateway.envelope_builder import EnvelopeBuilder
+from harmony.gateway.handover import Receiving
 from harmony.gateway.http_backend import HttpForward, HttpUpstream
 from harmony.gateway.http_middleware import GuardedRouter, checks_anybody, http_middleware
 from harmony.gateway.jmix import JmixEndpoint
@@ -45,7 +46,7 @@ from harmony.gateway.jmix_backend import JmixUpstream
 from harmony.gateway.jmix_builder import OUTBOX_NAME, JmixBuilder
 from harmony.gateway.local_archive import LocalArchive
 from harmony.gateway.management import Management, serves_management
-from harmony.gateway.metric_sources import audit_source, certificate_source
+from harmony.gateway.metric_sources import audit_source, certificate_source, worker_source
 from harmony.gateway.no_backend import NoBackend
 from harmony.gateway.options import (
     DEFAULT_MIN_FREE_BYTES,
@@ -65,6 +66,8 @@ from harmony.gateway.retrieved import RetrievedFolders
 from harmony.gateway.rules import Rulebook
 from harmony.gateway.store_receiver import require_title
 from harmony.gateway.study_envelope import StudyEnvelopes
+from harmony.gateway.tallies import AssociationTally
+from harmony.gateway.workers import ReceivingEndpoint, WorkerPool
 from harmony.http import RouteConflict, Router
 from harmony.jmix.store import EnvelopeStore
 
@@ -104,6 +107,7 @@ class _Assembler:
             certificates=self.previous.certificates,
         )
         self.assembly.auditor = self._auditor()
+        self.assembly.workers = self._workers()
         self._origin = next((each.origin for each in loaded.pipelines.values()), loaded.management.origin)
         """Of what several pipelines may share."""
         self._scps: dict[Listener, list[DicomSCP]] = {}
@@ -132,7 +136,8 @@ class _Assembler:
         self._share_store_ports()
         for listener, scps in self._scps.items():
             try:
-                self.assembly.dicom.append(DicomListener(listener, scps))
+                workers = self.assembly.workers
+                self.assembly.dicom.append(DicomListener(listener, scps, workers=workers))
             except (ValueError, OSError) as error:  # a certificate for a destination of C-MOVE
                 raise ConfigError(
                     [scps[0].endpoint.origin.problem("options.aet_table", str(error))]
@@ -141,6 +146,9 @@ class _Assembler:
             if self.assembly.auditor is not None:
                 trail = self.assembly.auditor.trail
                 self.assembly.management.watched.sources.append(audit_source(trail))
+            if self.assembly.workers is not None:
+                self.assembly.management.watched.sources.append(worker_source(self.assembly.workers))
+                self.assembly.management.watched.refresh = self.assembly.workers.refresh
             source = certificate_source(self.assembly.certificates)
             self.assembly.management.watched.sources.append(source)
             self.assembly.management.add_routes(self.assembly.routers, self.assembly.authentications)
@@ -194,6 +202,49 @@ class _Assembler:
 
         return self._kept(("the audit trail", _place(audit.folder)), audit, make, only_one=audit.origin)
 
+    def _workers(self) -> WorkerPool | None:
+        count = self.config.workers
+        if (self.previous.workers is not None) != (count > 1) and self.previous.kept:
+            message = f"is {count}; whether there are workers, and how many, takes a restart to change"
+            raise ConfigError([Origin(self.config.management.origin.file, "").problem("workers", message)])
+        if count == 1:
+            return None
+        return self._kept(
+            ("the number of", "workers"),
+            count,
+            lambda: WorkerPool(count, self.config.log),
+            only_one=Origin(self.config.management.origin.file, ""),
+        )
+
+    def _receiving(
+        self, endpoint: Endpoint, backend: Backend, pipeline: Pipeline
+    ) -> ReceivingEndpoint | None:
+        """What a worker may do of an endpoint: store into the local archive."""
+        archive = backend.backend if isinstance(backend, AuditedBackend) else backend
+        options = endpoint.options
+        assert isinstance(options, DicomScpOptions)
+        if self.assembly.workers is None or not isinstance(archive, LocalArchive) or not options.enable_store:
+            return None
+        observer = self._observer(endpoint)
+        files = archive.files
+        receiving = Receiving(
+            endpoint.name,
+            Path(files.folder.root),
+            durability="os" if files.commit is None else "fsync",
+            duplicates=files.duplicates,
+            maximum_object_bytes=files.maximum_object_bytes,
+            minimum_free_bytes=options.min_free_bytes,
+            timeouts=timeouts_of(options),
+            policies=tuple(each for each in pipeline.middleware if each.type == "policies"),
+            is_audited=isinstance(backend, AuditedBackend),
+        )
+        return ReceivingEndpoint(
+            receiving,
+            archive.index,
+            observer if isinstance(observer, AssociationTally) else None,
+            self.assembly.auditor if isinstance(backend, AuditedBackend) else None,
+        )
+
     def _audited(self, backend: Backend) -> Backend:
         auditor = self.assembly.auditor
         if auditor is None or isinstance(backend, AuditedBackend):
@@ -219,6 +270,7 @@ class _Assembler:
                             gate=self._gate(endpoint),
                             policies=self._dimse_policies(pipeline),
                             certificates=self.assembly.certificates,
+                            receiving=self._receiving(endpoint, backend, pipeline),
                         )
                     )
             elif isinstance(endpoint.options, EchoEndpointOptions):

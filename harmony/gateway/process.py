@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import logging.handlers
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +17,9 @@ from harmony.gateway.config import ConfigError, LoadedConfig, LogSettings
 from harmony.gateway.descriptors import raise_limit, watch_accepting
 from harmony.gateway.errors import StartError
 from harmony.gateway.event_loop import loop_factory
+from harmony.gateway.garbage import set_aside
 from harmony.gateway.greeting import greeting
+from harmony.gateway.log_output import set_up_logging
 
 __all__ = ["run"]
 
@@ -64,6 +65,7 @@ async def _serve(gateway: Gateway) -> int:
     except StartError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
+    set_aside()
     print("\n".join(greeting(gateway)), flush=True)
     reloading = asyncio.create_task(_reload_when(hung_up, gateway))
     await stop.wait()
@@ -87,19 +89,9 @@ async def _reload_when(hung_up: asyncio.Event, gateway: Gateway) -> None:
         hung_up.clear()
         with contextlib.suppress(ConfigError, StartError):  # which have been logged
             await gateway.reload()
+            set_aside()
 
 
 def _set_up_logging(settings: LogSettings) -> None:
     """Raises OSError when the file cannot be written to; what was set up before stays then."""
-    handler: logging.Handler
-    if settings.file is None:
-        handler = logging.StreamHandler()
-    else:
-        Path(settings.file).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.WatchedFileHandler(settings.file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    before, root.handlers[:] = root.handlers[:], [handler]
-    for each in before:
-        each.close()
-    root.setLevel(settings.number)
+    set_up_logging(settings.number, Path(settings.file) if settings.file is not None else None)

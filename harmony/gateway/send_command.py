@@ -3,7 +3,7 @@
 Arguments, TLS, what is shown meanwhile, signals and exit status; finding and sending is `harmony.send`. Needs no
 configuration file, and no gateway that runs.
 
-Called by `command_line`.
+Called by `harmony.__main__`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from harmony.dimse.peer import Peer
-from harmony.gateway.config import ClientTLS
 from harmony.gateway.event_loop import loop_factory
-from harmony.gateway.tls import client_context
 from harmony.send import Flood, Found, PassedOver, Result, Tally, Unreadable, count, find_files
-from harmony.send.tally import MEGABYTE, failure_of
+from harmony.send.tally import MEGABYTE, described, failure_of
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, MAXIMUM_WINDOW
 
 __all__ = ["main"]
@@ -86,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--aet", type=_title, default="HARMONY_SCU", metavar="TITLE", help="our AE title")
     parser.add_argument("--aec", type=_title, default="ANY-SCP", metavar="TITLE", help="the peer's")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="a line for each file: what became of it"
+    )
     load = parser.add_argument_group("how much at a time")
     load.add_argument("--associations", type=_at_least(1), default=4, metavar="N", help="default 4")
     load.add_argument(
@@ -178,6 +179,10 @@ def _peer(options: argparse.Namespace, host: str, port: int) -> Peer:
     """Raises OSError and ValueError for TLS files that cannot be used."""
     context: ssl.SSLContext | None = None
     if options.tls:
+        # Only here, as they bring most of the gateway with them.
+        from harmony.gateway.config import ClientTLS
+        from harmony.gateway.tls import client_context
+
         try:
             context = client_context(
                 ClientTLS(
@@ -259,6 +264,10 @@ class _Sending:
 
     def _note(self, item: Result | PassedOver | Unreadable) -> None:
         self._tally.add(item)
+        if self._options.verbose:
+            clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+            print(clear, end="", file=sys.stderr, flush=True)
+            print(described(item), flush=True)
         if self._report is not None and (failure := failure_of(item)) is not None:
             row = dataclasses.asdict(failure)
             row["status"] = None if failure.status is None else f"0x{failure.status:04X}"

@@ -20,6 +20,8 @@ from pathlib import Path
 from harmony.gateway.config import Origin, Problem, Severity
 
 SINGLE_SECTIONS = ("proxy", "logging", "storage", "management", "audit")
+SINGLE_VALUES = ("workers",)
+"""Keys that are in no table."""
 NAMED_SECTIONS = (
     "network",
     "pipelines",
@@ -302,7 +304,7 @@ def merge(documents: Sequence[Document], report: Report) -> Merged:
     for document in documents:
         for section, value in document.tables.items():
             place = Place(document, (section,))
-            if section in SINGLE_SECTIONS:
+            if section in SINGLE_SECTIONS or section in SINGLE_VALUES:
                 _add(single, section, Entry(value, place), report)
             elif section in NAMED_SECTIONS:
                 if not isinstance(value, dict):
@@ -311,7 +313,7 @@ def merge(documents: Sequence[Document], report: Report) -> Merged:
                 for name, each in value.items():
                     _add(named[section], name, Entry(each, place.child(name)), report)
             elif section not in IGNORED_SECTIONS:
-                known = (*SINGLE_SECTIONS, *NAMED_SECTIONS)
+                known = (*SINGLE_SECTIONS, *SINGLE_VALUES, *NAMED_SECTIONS)
                 report.warning(
                     Place(document), section, "is not a known table, ignored" + hint(section, known)
                 )

@@ -18,15 +18,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 from harmony.dimse.move_receiver import MoveReceiver, OpenSink
 from harmony.dimse.observer import Observer
 from harmony.dimse.operation import StoreRequest
-from harmony.dimse.scp import Server, Services
-from harmony.dimse.sink import Sink
+from harmony.dimse.scp import Server, Services, WholeStoreFor
+from harmony.dimse.sink import Sink, WholeStore
+from harmony.dimse.status import Outcome
 from harmony.ul.deadlines import Timeouts
 from harmony.ul.negotiation import DEFAULT_MAXIMUM_LENGTH, AcceptorPolicy
 from harmony.ul.tls import TLSContext
@@ -79,6 +80,22 @@ class StoreReceivers:
             return self.moves.open_sink(request, unmatched=unmatched)
 
         return open_sink
+
+    def whole_store(self, unmatched: WholeStoreFor) -> WholeStoreFor:
+        """The same for short cuts: while no retrieve waits for anything, that of `unmatched`."""
+
+        def whole_store(request: StoreRequest) -> WholeStore | None:
+            store = unmatched(request)
+            if store is None or request.command.move_originator_ae_title:
+                return None
+            moves = self.moves
+
+            def store_unless_waiting(instance_uid: bytes, fragments: Sequence[memoryview]) -> Outcome | None:
+                return None if moves.is_waiting else store(instance_uid, fragments)
+
+            return store_unless_waiting
+
+        return whole_store
 
     def services(self) -> Services:
         """For an AE title that receives nothing else."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 from harmony.dimse.command import Message
@@ -24,7 +24,7 @@ from harmony.ul.errors import (
     DeadlineExceeded,
 )
 
-__all__ = ["AssociationTally", "Durations", "HTTPTally", "LoopLag", "OperationTally"]
+__all__ = ["AssociationTally", "Durations", "HTTPTally", "LoopLag", "OperationTally", "ending_of"]
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 """Upper bounds: a small object takes a millisecond, a large one seconds, a C-MOVE minutes."""
@@ -69,6 +69,13 @@ class OperationTally:
         durations.counts[bisect_left(SECONDS, elapsed_s)] += 1
         durations.sum_s += elapsed_s
 
+    def add_all(self, statuses: Mapping[int, int], counts: Sequence[int], sum_s: float) -> None:
+        """What another process has counted."""
+        for status, count in statuses.items():
+            self.statuses[status] = self.statuses.get(status, 0) + count
+        self.durations.counts = [a + b for a, b in zip(self.durations.counts, counts, strict=True)]
+        self.durations.sum_s += sum_s
+
 
 class AssociationTally:
     """The associations of one endpoint or backend, and what was done on them: a `harmony.dimse.Observer`."""
@@ -77,7 +84,7 @@ class AssociationTally:
         self.open: set[Association] = set()
         self.established_count = 0
         self.ends: Counter[str] = Counter()
-        """By what ended them: see `_ending`."""
+        """By what ended them: see `ending_of`."""
         self.failures: Counter[str] = Counter()
         """Associations that we requested in vain, by why."""
         self.as_scp: dict[type[Message], OperationTally] = {}
@@ -90,13 +97,17 @@ class AssociationTally:
         self.established_count += 1
 
     def ended(self, association: Association, error: AssociationError | None) -> None:
+        self.ended_by(association, ending_of(error))
+
+    def ended_by(self, association: Association, ending: str) -> None:
+        """The same, with the reason as `ending_of` names it."""
         self._received_bytes += association.received_bytes
         self._sent_bytes += association.sent_bytes
         self.open.discard(association)
-        self.ends[_ending(error)] += 1
+        self.ends[ending] += 1
 
     def not_established(self, error: AssociationError) -> None:
-        self.failures[_ending(error)] += 1
+        self.failures[ending_of(error)] += 1
 
     def performed(self, request_type: type[Message], status: int, elapsed_s: float) -> None:
         tally = self.as_scp.get(request_type)
@@ -110,6 +121,11 @@ class AssociationTally:
             tally = self.as_scu[request_type] = OperationTally()
         tally.add(status, elapsed_s)
 
+    def add_bytes(self, *, received: int, sent: int) -> None:
+        """Of associations that another process has."""
+        self._received_bytes += received
+        self._sent_bytes += sent
+
     @property
     def received_bytes(self) -> int:
         return self._received_bytes + sum(each.received_bytes for each in self.open)
@@ -119,7 +135,8 @@ class AssociationTally:
         return self._sent_bytes + sum(each.sent_bytes for each in self.open)
 
 
-def _ending(error: AssociationError | None) -> str:
+def ending_of(error: AssociationError | None) -> str:
+    """What ended an association, in one word."""
     match error:
         case None:
             return "released"

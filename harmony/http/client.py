@@ -2,9 +2,9 @@
 
 The client sends and listens at once. An upstream that answers 401 or 409 before it has read an upload of gigabytes is
 heard, and the sending stops; most clients would only report a broken pipe. (A 2xx that starts early is read while the
-sending goes on.) A file goes out with Content-Length, never
-chunked, and is read off the event loop. Redirects are returned, not followed: what was meant for one host is not sent
-to another.
+sending goes on.) A file goes out with Content-Length, never chunked, from the page cache to the socket (sendfile); over
+TLS it is read off the event loop. Redirects are returned, not followed: what was meant for one host is not sent to
+another.
 
 Deadlines: `timeout_s` is given to each phase (a free connection, connecting with TLS, each write the upstream must take
 something of, each read of the response once the request is sent). `upload` and `request` as a whole
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, cast
 from urllib.parse import urlsplit
 
 import h11
@@ -34,6 +35,7 @@ from harmony import __version__
 from harmony.http.channel import Channel, ChannelClosed, ChannelStalled
 from harmony.http.files import FileChunks, open_file
 from harmony.http.headers import Headers, HeadersLike
+from harmony.http.message import FileSpan
 from harmony.http.pace import Pace
 from harmony.ul import tls
 from harmony.ul.tls import TLSContext
@@ -191,8 +193,13 @@ class HTTPClient:
     ) -> UpstreamResponse:
         """Send a file. Raises UpstreamError, or OSError/EOFError when the file cannot be read to its length."""
         descriptor, size = await open_file(file_path)
-        chunks = FileChunks(descriptor, offset=0, length=size)
         fields = Headers(headers).set("Content-Type", content_type)
+        if self._tls is None:
+            try:
+                return await self._whole(method, path, fields, _span_of(descriptor, size), size)
+            finally:
+                os.close(descriptor)
+        chunks = FileChunks(descriptor, offset=0, length=size)  # what is to be encrypted has to be read here
         try:
             return await self._whole(method, path, fields, chunks, size)
         finally:
@@ -210,7 +217,7 @@ class HTTPClient:
         method: str,
         path: str,
         *,
-        body: bytes | AsyncIterable[bytes] = b"",
+        body: bytes | AsyncIterable[bytes | FileSpan] = b"",
         content_length: int | None = None,
         headers: HeadersLike = (),
     ) -> AsyncIterator[UpstreamStream]:
@@ -263,7 +270,12 @@ class HTTPClient:
         return f"<HTTPClient {self._host}:{self._port}>"
 
     async def _whole(
-        self, method: str, path: str, headers: Headers, body: bytes | FileChunks, size: int
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes | AsyncIterable[bytes | FileSpan],
+        size: int,
     ) -> UpstreamResponse:
         deadline_s = 3 * self._timeout_s + size / MINIMUM_RATE_BYTES_PER_S
         whole, truncated = bytearray(), False
@@ -315,7 +327,7 @@ class HTTPClient:
         except TimeoutError:
             raise self._error("timeout", f"no free connection within {self._timeout_s:g} s") from None
 
-    def _reusable(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> _Link | None:
+    def _reusable(self, request: h11.Request, body: bytes | AsyncIterable[bytes | FileSpan]) -> _Link | None:
         """A kept connection that is still good, its cycle begun anew."""
         repeatable = isinstance(body, bytes) and request.method.decode("ascii") in _IDEMPOTENT
         while self._idle:
@@ -401,7 +413,7 @@ class _Link:
         self._heard = False
         return True
 
-    async def ask(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> h11.Response:
+    async def ask(self, request: h11.Request, body: bytes | AsyncIterable[bytes | FileSpan]) -> h11.Response:
         """Send the request while waiting for the head of its response.
 
         A success may come before the request has ended; the sending then goes on while its body is read. Anything else
@@ -429,19 +441,21 @@ class _Link:
             if not self._sending.cancelled():
                 self._sending.exception()  # fetched, so that it is not reported as forgotten
 
-    async def _send(self, request: h11.Request, body: bytes | AsyncIterable[bytes]) -> None:
+    async def _send(self, request: h11.Request, body: bytes | AsyncIterable[bytes | FileSpan]) -> None:
         http, write, pace = self._http, self.channel.write, Pace(self._timeout_s)
         head = http.send(request)
         if isinstance(body, bytes):
-            data = http.send_with_data_passthrough(h11.Data(data=body)) or [] if body else []
-            await write(head, *data, http.send(h11.EndOfMessage()), pace=pace)
+            whole = http.send_with_data_passthrough(h11.Data(data=body)) or [] if body else []
+            await write(head, *whole, http.send(h11.EndOfMessage()), pace=pace)
             return
         await write(head, pace=pace)
         chunks = aiter(body)
         try:
             async for chunk in chunks:
                 if chunk:
-                    pieces = http.send_with_data_passthrough(h11.Data(data=chunk)) or []
+                    # Of data that it passes through h11 wants no more than the length.
+                    data = h11.Data(data=cast(bytes, chunk))
+                    pieces = http.send_with_data_passthrough(data) or []
                     await write(*pieces, pace=pace)
             await write(http.send(h11.EndOfMessage()), pace=pace)
         finally:
@@ -499,6 +513,11 @@ class _Link:
         if error is not None and not isinstance(error, ChannelClosed):
             raise error
         return True
+
+
+async def _span_of(descriptor: int, size: int) -> AsyncIterator[FileSpan]:
+    """A whole file; the kernel sends it, page cache to socket."""
+    yield FileSpan(descriptor, 0, size)
 
 
 _ErrorMaker = Callable[[Literal["connect", "timeout", "protocol"], str], UpstreamError]

@@ -231,12 +231,13 @@ class AssociationEnvelopes:
         for envelope in list(self._open.values()):
             envelope.journal.sync()
 
-    def settled(self, path: str) -> None:
-        """The object at `path` is there: it has its final name."""
+    def settled(self, path: str) -> EnvelopeJournal | None:
+        """The object at `path` is there: it has its final name. Return the journal that it is in, if it is in one."""
         for envelope in list(self._open.values()):
             if envelope.on_their_way.pop(path, None) is not None:
                 self._arrived(envelope)
-                return
+                return envelope.journal
+        return None
 
     def refused(self, path: str) -> None:
         """The object that was to be at `path` was refused after all; nothing if it was never appended.

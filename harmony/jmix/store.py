@@ -101,7 +101,7 @@ class EnvelopeStore:
         incoming = self.root / INCOMING_NAME
         incoming.mkdir(parents=True, exist_ok=True)
         for left in {*incoming.iterdir(), *self.root.glob("*/*.tmp")}:
-            left.unlink()
+            left.unlink(missing_ok=True)  # a process of an earlier gateway may be doing the same
         index = sqlite3.connect(self.root / INDEX_NAME, isolation_level=None, check_same_thread=False)
         index.execute("PRAGMA journal_mode = WAL")
         index.execute(f"PRAGMA synchronous = {'FULL' if self.fsync else 'NORMAL'}")

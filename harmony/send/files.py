@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harmony.dicom.scanner import HeaderScanner
-from harmony.dimse.part10 import FileMeta, Part10Error, read_file_meta_from
+from harmony.dimse.part10 import FileMeta, Part10Error, read_beginning
 from harmony.dimse.sop_class import MEDIA_STORAGE_DIRECTORY_STORAGE
 
 __all__ = ["Found", "Pair", "PassedOver", "Unreadable", "count", "find_files"]
@@ -36,6 +36,8 @@ class Found:
     sop_instance_uid: str
     transfer_syntax_uid: str
     data_set_offset: int
+    data_set: bytes | None = field(default=None, repr=False, compare=False)
+    """Of a file of a few kilobytes, which was read whole."""
 
     @property
     def pair(self) -> Pair:
@@ -103,7 +105,7 @@ def _below(folder: str) -> Iterator[str | PassedOver | Unreadable]:
 
 def _look_at(path: str) -> Item:
     try:
-        meta = read_file_meta_from(path)
+        meta, data_set = read_beginning(path)
     except Part10Error as error:
         return Unreadable(path, error) if _says_dicom(path) else PassedOver(path)
     except OSError as error:
@@ -115,7 +117,9 @@ def _look_at(path: str) -> Item:
         sop_class_uid, sop_instance_uid = uids if all(uids) else _uids_in_data_set(path, meta)
     except (OSError, Part10Error) as error:
         return Unreadable(path, error)
-    return Found(path, sop_class_uid, sop_instance_uid, meta.transfer_syntax_uid, meta.data_set_offset)
+    return Found(
+        path, sop_class_uid, sop_instance_uid, meta.transfer_syntax_uid, meta.data_set_offset, data_set
+    )
 
 
 def _uids_in_data_set(path: str, meta: FileMeta) -> tuple[str, str]:

@@ -231,19 +231,28 @@ class Flood:
         self._on_item(Result(job.found, job.tries, attempt.size_bytes, outcome, error, attempt.transcoded))
 
     async def _send(self, scu: SCU, found: Found, attempt: _Attempt) -> Outcome:
-        source = _CountedFile(found, self._on_bytes)
-        attempt.size_bytes = source.size_bytes
+        source: bytes | _CountedFile
+        if found.data_set is not None:
+            source = found.data_set
+            attempt.size_bytes = len(source)
+            self._on_bytes(attempt.size_bytes)
+        else:
+            source = _CountedFile(found, self._on_bytes)
+            attempt.size_bytes = source.size_bytes
         instance = Instance(found.sop_class_uid, found.sop_instance_uid, found.transfer_syntax_uid, source)
-        if not self._as_stored:
-            accepted = _accepted(scu, found.sop_class_uid)
-            if accepted and found.transfer_syntax_uid not in accepted:
-                try:
-                    converted = await transcode(instance, accepted)
-                except BaseException:
+        if (
+            not self._as_stored
+            and not scu.accepts(*found.pair)
+            and (accepted := _accepted(scu, found.sop_class_uid))
+        ):
+            try:
+                converted = await transcode(instance, accepted)
+            except BaseException:
+                if isinstance(source, _CountedFile):
                     source.close()
-                    raise
-                attempt.transcoded = converted is not None
-                instance = converted or instance
+                raise
+            attempt.transcoded = converted is not None
+            instance = converted or instance
         return await scu.store(instance)
 
     def _delay_s(self, repetition: int) -> float:

@@ -19,7 +19,7 @@ from harmony.send.files import PassedOver, Unreadable
 from harmony.send.flood import Result
 from harmony.ul.errors import AssociationError, AssociationRejected, ConnectFailed, DeadlineExceeded
 
-__all__ = ["Failure", "Tally", "failure_of", "printable"]
+__all__ = ["Failure", "Tally", "described", "failure_of", "printable"]
 
 EXAMPLES: Final = 10
 """Failures that are kept to be shown."""
@@ -70,6 +70,16 @@ def failure_of(item: Result | PassedOver | Unreadable) -> Failure | None:
         found.transfer_syntax_uid,
         item.tries,
     )
+
+
+def described(item: Result | PassedOver | Unreadable) -> str:
+    """One line: what became of a file, which one it is, and why when it is not stored."""
+    if isinstance(item, PassedOver):
+        return f"Passed over: {printable(item.path)}"
+    if (failure := failure_of(item)) is not None:
+        return f"Failed: {printable(failure.path)}: {failure.reason}"
+    assert isinstance(item, Result)
+    return f"{_label(item)}: {printable(item.found.path)}"
 
 
 class Tally:

@@ -20,6 +20,7 @@ from harmony.ul.errors import (
     RemoteProtocolError,
     ULError,
 )
+from harmony.ul.handover import adopt
 from harmony.ul.items import (
     APPLICATION_CONTEXT_NAME,
     AsynchronousOperationsWindow,
@@ -131,6 +132,7 @@ __all__ = [
     "UserIdentityRQ",
     "UserInformation",
     "VerifiedIdentity",
+    "adopt",
     "decode",
     "negotiate",
     "propose_contexts",

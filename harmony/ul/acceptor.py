@@ -107,6 +107,11 @@ class Acceptor:
         """How many associations were rejected, by result, source and reason (PS3.8 Table 9-21)."""
         self.on_rejected: Callable[[Association, AssociateRQ, AssociateRJ], None] | None = None
         """Told of each of them; from the event loop, must neither block nor raise."""
+        self.on_accepting: Callable[[Association, AssociateRQ, AssociateAC], bool] | None = None
+        """Asked before an association is accepted with this answer: True has handed it over (`harmony.ul.handover`).
+        It counts here until that is reported to be over."""
+        self.before_refusing: Callable[[], None] | None = None
+        """Called when there is no room for an association, to hear of the ends of those that were handed over."""
         self._make_user = make_user
         self._timeouts = timeouts or Timeouts()
         self._size_limits = size_limits
@@ -192,6 +197,10 @@ class Acceptor:
     def on_handshake_failed(self, tell: Callable[[str, str], None] | None) -> None:
         """Have somebody told of TLS handshakes that fail: the peer's address, and why."""
         self._handshakes.on_failed = tell
+
+    @property
+    def timeouts(self) -> Timeouts:
+        return self._timeouts
 
     def follow(self, other: Acceptor) -> None:
         """Take on the timeouts, limits and checks of another acceptor, for associations that are accepted from now
@@ -330,7 +339,11 @@ class Acceptor:
         if self._draining:
             self._reject(association, request, AssociateRJ(2, 3, 1))
             return
-        if full := self._limit_reached(association, request):
+        full = self._limit_reached(association, request)
+        if full and self.before_refusing is not None:
+            self.before_refusing()
+            full = self._limit_reached(association, request)
+        if full:
             if self._is_to_be_told(full, now=asyncio.get_running_loop().time()):
                 logger.warning("associations are rejected: %s", full)
             self._reject(association, request, AssociateRJ(2, 3, 2))
@@ -394,7 +407,7 @@ class Acceptor:
                 response = negotiate(request, policy, identity_response=identity_response)
             if isinstance(response, AssociateRJ):
                 self._reject(association, request, response)
-            else:
+            elif self.on_accepting is None or not self.on_accepting(association, request, response):
                 association.answer(response)
         except Exception:
             logger.exception("association %d could not be accepted", association.number)

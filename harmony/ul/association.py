@@ -80,6 +80,12 @@ class AssociationUser(Protocol):
     ) -> None:
         """A piece of a PDV; see `upper_layer.Receiver.p_data`."""
 
+    def p_data_paused(self) -> None:
+        """No more has come for now, in the middle of a message: views that `p_data` was given are not valid any more.
+
+        Without such a call they are until the last fragment of a message; never longer.
+        """
+
     def release_requested(self) -> None:
         """The peer wants to release: finish, then call `association.respond_release()`."""
 
@@ -110,6 +116,7 @@ class Association(asyncio.BufferedProtocol):
         peer: tuple[str, int] | None = None,
         on_connected: Callable[[Association], None] | None = None,
         on_request: Callable[[Association, AssociateRQ], None] | None = None,
+        on_releasing: Callable[[Association], None] | None = None,
         on_ended: Callable[[Association], None] | None = None,
         on_closed: Callable[[Association], None] | None = None,
     ) -> None:
@@ -134,6 +141,7 @@ class Association(asyncio.BufferedProtocol):
         self._timeouts = timeouts
         self._on_connected = on_connected
         self._on_request = on_request
+        self._on_releasing = on_releasing
         self._on_ended = on_ended
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -144,6 +152,7 @@ class Association(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._pdus_seen = 0
         self._holds = 0
+        self._abort_elsewhere: Callable[[], None] | None = None  # handed over, and what to call to abort it
         self._write_blocked = False
         self._unsent_bytes = 0  # counted as held
         self._flush_waiters: list[asyncio.Future[None]] = []
@@ -254,6 +263,8 @@ class Association(asyncio.BufferedProtocol):
     def respond_release(self) -> None:
         """Answer the peer's release (A-RELEASE response)."""
         if self._core.state in (State.STA8, State.STA9, State.STA12):
+            if self._on_releasing is not None:
+                self._on_releasing(self)
             self._core.respond_release(now=self._loop.time())
             self._flush()
 
@@ -262,6 +273,10 @@ class Association(asyncio.BufferedProtocol):
 
         error: what `ended` and waiting calls report; AssociationAborted with by_peer=False by default.
         """
+        if self._abort_elsewhere is not None:
+            if not self._is_ended:
+                self._abort_elsewhere()
+            return
         if self._is_ended and self._core.state is State.STA1:
             return
         self._core.abort(now=self._loop.time())
@@ -322,6 +337,71 @@ class Association(asyncio.BufferedProtocol):
             self._flush()  # first: the user may send P-DATA as soon as it is told
             self._establish(result_of(self.request, response, requestor=False))
 
+    # Handing over: another process takes the connection, with the request that has been read from it ----
+
+    def hand_over(
+        self, response: AssociateAC, give: Callable[[int], bool], *, abort: Callable[[], None]
+    ) -> None:
+        """Instead of `answer`: have the association go on in another process.
+
+        give: called soon, with the descriptor of the connection, to be sent elsewhere; whoever gets it answers with
+        `response` (`adopt`). This process closes its own descriptor then, and the object goes on counting as open, with
+        what was negotiated, until `ended_elsewhere` and `closed_elsewhere`. False declines. abort: called
+        when somebody here aborts it.
+
+        Where it cannot be handed over (TLS, or more has come than the request), or nobody takes it, it is answered
+        here.
+        """
+        self.hold_reading()
+        self._loop.call_soon(self._give, response, give, abort)
+
+    def _give(self, response: AssociateAC, give: Callable[[int], bool], abort: Callable[[], None]) -> None:
+        transport, request = self._transport, self.request
+        if transport is None or request is None or self._is_ended or self._core.state is not State.STA3:
+            self.continue_reading()
+            return
+        sock = transport.get_extra_info("socket")
+        if self._secured or self._core.mid_pdu or sock is None or not give(sock.fileno()):
+            self.continue_reading()
+            self.answer(response)
+            return
+        self._abort_elsewhere = abort
+        self.negotiated = result_of(request, response, requestor=False)
+        self.received_bytes = 0  # they count where they are read again
+        self._socket = self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        transport.close()  # of this descriptor, not of the connection: nothing is shut down
+
+    def ended_elsewhere(self, error: AssociationError | None) -> None:
+        """The association that was handed over is over, or is about to be: a release is being answered. Its connection
+        still counts. error: as for `ended`."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        self.error = error
+        if not self._established.done():
+            self._established.set_exception(error or ConnectionLost("the association has ended"))
+        self._ended.set_result(None)
+        if self._on_ended is not None:
+            self._on_ended(self)
+
+    def closed_elsewhere(self, error: AssociationError | None) -> None:
+        """Its connection is closed; error: if that is the first that is heard of its end."""
+        if self._closed.is_set():
+            return
+        self.ended_elsewhere(error)
+        self._closed.set()
+        if self._on_closed is not None:
+            self._on_closed(self)
+
+    def replay(self, data: bytes) -> None:
+        """Take bytes that were read from this connection before it was ours, as if they came now."""
+        self.received_bytes += len(data)
+        self._core.receive(data, now=self._loop.time())
+        self._flush()
+
     # asyncio.BufferedProtocol
     # ----------------------------------------------------------------------------------
 
@@ -360,6 +440,8 @@ class Association(asyncio.BufferedProtocol):
         core = self._core
         try:
             core.receive(self._buffer[:nbytes], now=now)
+            if self.user.receiving:
+                self.user.p_data_paused()
         except Exception:
             logger.exception("association %d: its user failed", self.number)
             self.abort(AssociationAborted("aborted by us: an internal error", by_peer=False))
@@ -385,8 +467,8 @@ class Association(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._socket = None
         self._count_unsent(0)
-        if self._closed.is_set():
-            return  # given up before
+        if self._closed.is_set() or self._abort_elsewhere is not None:
+            return  # given up before, or handed over
         error = self._loss(exc)
         self._core.transport_closed(now=self._loop.time(), error=error)
         self._finish(error)

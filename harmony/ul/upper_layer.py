@@ -8,7 +8,7 @@ Nothing here waits, logs or opens.
 
 What the machine tells the local user goes to a `Receiver`, in the order in which it happened. P-DATA is
 delivered while it arrives: a fragment of a PDV may come in several pieces, each a view of the buffer passed
-to `receive` and valid only during the call. `EventLog` is a receiver that collects everything, for programs
+to `receive` and valid until that returns. `EventLog` is a receiver that collects everything, for programs
 that drive the core by hand.
 
 P-DATA is sent by the owner itself: `may_send_p_data` is the DT-1/AR-7 check, so that the data path builds no
@@ -158,7 +158,7 @@ class Receiver(Protocol):
     ) -> None:
         """A piece of a PDV's fragment; `complete` with its last one.
 
-        fragment: a view of the receive buffer, valid during the call only. May be empty.
+        fragment: a view of the bytes given to `receive`, valid until that returns. May be empty.
         Raising RemoteProtocolError aborts the association with the error's source and reason.
         """
 

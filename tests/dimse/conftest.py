@@ -161,6 +161,9 @@ class RawPeer:
     def busy(self):
         return True
 
+    def p_data_paused(self):
+        pass
+
     def writable(self):
         pass
 
@@ -184,6 +187,7 @@ async def raw_peer():
             p_data = peer.p_data
             release_requested = peer.release_requested
             busy = peer.busy
+            p_data_paused = peer.p_data_paused
             writable = peer.writable
             ended = peer.ended_
 

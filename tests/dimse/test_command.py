@@ -455,6 +455,29 @@ def test_short_cut_for_store_responses_writes_the_same(message_id, status, class
     assert encode_store_rsp(message_id, status, class_uid, instance_uid) == expected
 
 
+@given(numbers, numbers, uids, uids, st.integers(0, 200), st.integers(0, 255))
+@settings(max_examples=200, deadline=None)
+def test_short_cut_for_store_responses_reads_the_same(message_id, status, class_uid, instance_uid, at, byte):
+    data = bytearray(CStoreRSP(message_id, status, class_uid, instance_uid).encode())
+    unknown_element = bytes.fromhex("0000 1050 00000000")  # keeps the short cut from being taken
+    assert decode(data) == decode(data + unknown_element)
+    data[at % len(data)] = byte
+    changed = decoded_or_refused(data)
+    if isinstance(changed, CStoreRSP):
+        assert changed == decoded_or_refused(data + unknown_element)
+
+
+@given(numbers, uids | st.just(""), uids | st.just(""), numbers)
+@settings(max_examples=50, deadline=None)
+def test_short_cut_for_store_requests_writes_the_same(message_id, class_uid, instance_uid, priority):
+    originator = bytes.fromhex("0000 3110 02000000 0500")  # (0000,1031), which keeps it from being taken
+    longer = CStoreRQ(message_id, class_uid, instance_uid, priority, "", 5).encode()
+    assert longer.endswith(originator)
+    (length,) = struct.unpack_from("<L", longer, 8)
+    expected = longer[:8] + struct.pack("<L", length - len(originator)) + longer[12 : -len(originator)]
+    assert CStoreRQ(message_id, class_uid, instance_uid, priority).encode() == expected
+
+
 # --- What peers send ---
 
 

@@ -302,7 +302,7 @@ KINDS = ["bytes", "BytesSource", "FileSource", "StreamSource", "StreamSource tha
 
 def sizes(maximum_length):
     fragment = min((maximum_length - 6) & ~1, BURST_BYTES - 12)
-    burst = max(1, BURST_BYTES // (fragment + 12)) * fragment
+    burst = -(-BURST_BYTES // (fragment + 12)) * fragment
     around = {fragment, burst, 2 * burst, WHOLE_BYTES}
     return sorted({0, 1, 2} | {size + step for size in around for step in (-2, -1, 0, 1, 2)})
 
@@ -367,7 +367,15 @@ async def test_a_stream_left_while_it_stalls(how):
 async def test_no_write_is_larger_than_a_burst(kind, tmp_path):
     line = Line(16384)
     await MessageWriter(line).send(7, COMMAND, source_of(kind, bytes(3 * BURST_BYTES), tmp_path / "data"))
-    assert line.largest_write <= BURST_BYTES
+    assert line.largest_write <= BURST_BYTES + 6 + 16384
+
+
+@pytest.mark.parametrize("maximum_length", [16384, 65536, 131072, 262144, 1 << 20])
+async def test_a_ct_image_goes_out_in_one_write_with_its_command(maximum_length):
+    line, data = Line(maximum_length), pattern(512 * 512 * 2 + 400)
+    await MessageWriter(line).send(7, COMMAND, BytesSource(data))
+    assert line.writes == 1
+    check(bytes(line.sent), command=COMMAND, data=data, maximum_length=maximum_length)
 
 
 async def test_a_small_data_set_goes_out_in_one_write_with_its_command():

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from harmony import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from harmony.dimse import part10
 from harmony.dimse.part10 import (
     MAXIMUM_FILE_META_SIZE,
     FileMeta,
@@ -196,6 +198,41 @@ def test_cut_anywhere_the_offset_is_right_or_it_is_refused(end):
     # Cut between two elements the rest is a shorter group; only the last one makes it whole here.
     meta = meta_or_none(FILE[:end])
     assert meta == (META if end >= META.data_set_offset else None)
+
+
+def test_files_of_a_series_differ_in_one_uid():
+    other = FILE.replace(b"\x08\x001.2.3.4\x00", b"\x08\x001.2.3.56")
+    longer = FILE.replace(b"\x08\x001.2.3.4\x00", b"\x0a\x001.2.3.567\x00").replace(
+        GROUP_LENGTH + b"\x5c", GROUP_LENGTH + b"\x5e"
+    )
+    for _ in range(2):
+        assert read_file_meta(FILE) == META
+        assert read_file_meta(other) == replace(META, media_storage_sop_instance_uid="1.2.3.56")
+        meta = replace(META, media_storage_sop_instance_uid="1.2.3.567", data_set_offset=238)
+        assert read_file_meta(memoryview(longer)) == meta
+
+
+def test_a_group_that_goes_on_where_that_of_the_file_before_ended():
+    read_file_meta(FILE)
+    more = b"\x02\x00\x16\x00AE\x04\x00SRC "
+    meta = read_file_meta(FILE[: META.data_set_offset] + more + DATA_SET)
+    assert meta == replace(META, source_application_entity_title="SRC", data_set_offset=248)
+
+
+@given(
+    st.lists(st.tuples(st.integers(128, len(FILE) - 1), st.integers(0, 255)), max_size=3),
+    st.integers(140, len(FILE)),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_was_read_before_a_file_means_the_same(changes, end):
+    changed = bytearray(FILE)
+    for position, byte in changes:
+        changed[position] = byte
+    part10._layouts.clear()
+    expected = meta_or_none(changed[:end])
+    for before in (FILE, changed, FILE.replace(b"1.2.3.4\0", b"1.2.3.5\0")):
+        meta_or_none(before)
+    assert meta_or_none(changed[:end]) == expected
 
 
 # --- Writing ---

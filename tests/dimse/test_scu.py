@@ -28,7 +28,8 @@ from harmony.dimse import (
     serve,
 )
 from harmony.dimse.command import decode
-from harmony.dimse.message import encode_message
+from harmony.dimse.message import BURST_BYTES, WHOLE_BYTES, encode_message
+from harmony.dimse.scu import HEAD_BYTES
 from harmony.ul import (
     Acceptor,
     AcceptorPolicy,
@@ -105,6 +106,9 @@ class StrangeSCP:
 
             def busy(self):
                 return True
+
+            def p_data_paused(self):
+                pass
 
             def writable(self):
                 pass
@@ -187,6 +191,31 @@ async def test_any_maximum_length_of_the_receiver(serving, connect, store, maxim
         for each in data:
             assert (await scu.store(Instance(CT, "1.2.3", EXPLICIT, each))).status == 0
     assert [bytes(sink.data) for sink in store.sinks] == [each + b"\0" * (len(each) % 2) for each in data]
+
+
+@pytest.mark.parametrize(
+    "around", [0, HEAD_BYTES, HEAD_BYTES + len(part10(data=b"")), WHOLE_BYTES, BURST_BYTES]
+)
+async def test_files_of_any_size_arrive_as_they_are(serving, connect, store, tmp_path, around):
+    """Around what is read at a time: small ones with their file meta, others by fragments."""
+    sizes = [around + step for step in (-4, -2, -1, 0, 1, 2, 4) if around + step >= 0]
+    data = [bytes(number % 251 for number in range(size)) for size in sizes]
+    async with serving(store.services) as server, connect(server) as scu:
+        for number, each in enumerate(data):
+            (tmp_path / str(number)).write_bytes(part10(data=each))
+            assert (await scu.store(tmp_path / str(number))).status == 0
+    assert [bytes(sink.data) for sink in store.sinks] == [each + b"\0" * (len(each) % 2) for each in data]
+
+
+@pytest.mark.parametrize("size", [HEAD_BYTES - 2, HEAD_BYTES, HEAD_BYTES + 2, 3 * HEAD_BYTES])
+async def test_file_meta_longer_than_what_is_read_first(serving, connect, store, tmp_path, size):
+    whole = part10()
+    private = size - len(whole) + len(DATA) - 12
+    element = b"\x02\x00\x02\x01OB\x00\x00" + private.to_bytes(4, "little") + bytes(private)
+    (tmp_path / "file").write_bytes(whole[: -len(DATA)] + element + DATA)
+    async with serving(store.services) as server, connect(server) as scu:
+        assert (await scu.store(tmp_path / "file")).status == 0
+    assert bytes(store.sinks[0].data) == DATA
 
 
 async def test_a_file_that_is_none_or_missing(serving, connect, store, tmp_path):

@@ -92,8 +92,12 @@ class Bench:
     scp: str = ""
     builder: str | None = ""
     """Options of jmix_builder; None: there is none."""
+    middleware: str = "[]"
+    """Instead of it."""
     upstream: str = ""
     more: str = ""
+    top: str = ""
+    """Keys that are in no table."""
     gateway: Gateway | None = None
     grace_s: float = 5.0
 
@@ -111,6 +115,7 @@ class Bench:
         """
         return self.load_config(
             f"""
+            {self.top}
             [proxy]
             id = "bench"
             [storage.options]
@@ -124,7 +129,7 @@ class Bench:
             [pipelines.p]
             networks = ["n"]
             endpoints = ["scp"]
-            middleware = {'["jmix_builder"]' if self.builder is not None else "[]"}
+            middleware = {'["jmix_builder"]' if self.builder is not None else self.middleware}
             backends = {backends}
             [endpoints.scp]
             service = "dicom_scp"

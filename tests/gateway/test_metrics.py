@@ -386,6 +386,7 @@ async def test_two_gateways_do_not_count_for_each_other(
 
 
 async def test_every_metric_is_documented(forward, managed, make_instance, get, scrape):
+    managed.top = "workers = 2"
     managed.more += """
         [audit]
         enabled = true

@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from harmony.__main__ import main
 from harmony.dimse import SUCCESS_OUTCOME, BytesSink, DimseError, Services, encode_file_meta, serve
-from harmony.gateway.command_line import main
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -113,6 +113,20 @@ async def test_failures_are_reported(scp, folder, tmp_path):
         "transfer_syntax_uid": EXPLICIT,
         "tries": 1,
     }
+
+
+async def test_what_became_of_each_file(scp, folder):
+    def answer(request):
+        if request.command.affected_sop_instance_uid == "1.2.2":
+            raise DimseError(0xC001, "no room")
+
+    port, _, _ = await scp(answer)
+    status, output, _ = await send("127.0.0.1", port, folder, "--verbose", "--associations", 1)
+    assert status == 1
+    lines = sorted(line for line in output.splitlines() if str(folder) in line and not line.startswith(" "))
+    assert [line.partition(":")[0] for line in lines] == ["0x0000 Success"] * 2 + ["Failed", "Passed over"]
+    assert lines[2].startswith(f"Failed: {folder / 'deep' / '2'}: 0xC001")
+    assert lines[2].endswith("no room")
 
 
 async def test_repeat_and_limit(scp, folder):

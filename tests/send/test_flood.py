@@ -300,9 +300,18 @@ async def test_abort(serve, write_file, flood):
 # Files ----
 
 
+@pytest.mark.parametrize("size", [0, 2, 3000, 4094, 4096, 20_000, 600_001])
+async def test_files_of_any_size_arrive_whole(serve, write_file, flood, size):
+    scp = await serve()
+    data = bytes(number % 251 for number in range(size))
+    told = await flood(scp.peer, [write_file(1, data=data)], associations=1)
+    assert (told["0001"].error, told["0001"].size_bytes) == (None, size)
+    assert [sent for _, _, sent in scp.received] == [data + b"\0" * (size % 2)]
+
+
 async def test_a_file_that_goes_away_and_one_that_was_never_there(serve, write_file, flood):
     scp = await serve()
-    first, second = write_file(1), write_file(2)
+    first, second = write_file(1), write_file(2, data=bytes(5000))  # too long to be read when it is found
 
     def answer(uid):
         second.unlink(missing_ok=True)

@@ -13,8 +13,11 @@ import asyncio
 import collections
 import io
 import itertools
+import os
 import random
+import signal
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -198,17 +201,40 @@ async def test_while_an_envelope_is_built(
         gateway_port, instances(100, smallest=200_000, largest=200_000, studies=1), associations=1
     )
     flood.per_association = 1000
+    stopped: list[int] = []  # the packing process, so that it does not build the envelope before the kill
+
+    def on_event(events: int) -> None:
+        if not stopped:
+            stopped.extend(children(gateway.process.pid))
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+    flood.on_event = on_event
     await send_all(flood)
     store = gateway.storage / "jmix-store"
+    journals = gateway.storage / "jmix-builder" / "p" / "journals"
     for _ in range(3):
         async with asyncio.timeout(20):
-            while not list(store.glob("*/*.zip.tmp")):  # noqa: ASYNC110 - another process
+            while not list(store.glob("*/*.zip.tmp")):
+                on_event(0)
+                if stopped and list(journals.glob("*.closed")):
+                    break
                 await asyncio.sleep(0)
         gateway.kill()
         await gateway.wait()
         assert list(store.glob("*/*.zip")) == []
         await gateway.start()
+        while stopped:  # it goes on with what it was asked for, and finds that nobody waits for it
+            os.kill(stopped.pop(), signal.SIGCONT)
     await upstream.start()
     await gateway.until_idle()
     assert_delivered_once(upstream, flood.acknowledged)
     assert list(store.glob("*/*.tmp")) == []
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]

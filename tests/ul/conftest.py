@@ -85,6 +85,9 @@ class User:
     def busy(self):
         return self.is_busy
 
+    def p_data_paused(self):
+        pass
+
     def writable(self):
         self._tell("writable")
 
