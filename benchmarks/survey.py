@@ -54,7 +54,7 @@ class Benchmark:
     """It takes `--plot FILE`."""
 
 
-SLOW_QUERIES = ("--small-studies", "30", "--queries", "5")  # dcmqrscp takes tens of milliseconds for each
+FEW_QUERIES = ("--small-studies", "60", "--queries", "20")
 IN_MEMORY = ("--output", "/dev/shm")
 
 BENCHMARKS = (
@@ -85,7 +85,7 @@ BENCHMARKS = (
     Benchmark(
         "send",
         "Sending: C-STORE",
-        ("--quick", "--whats", "ct", "--rounds", "1"),
+        ("--quick", "--whats", "ct", "--rounds", "1", "--senders", "harmony-1,storescu-nodelay,floor"),
         ("--rounds", "3"),
         share=4,
         quick_share=1,
@@ -134,14 +134,14 @@ BENCHMARKS = (
     Benchmark(
         "workers",
         "Receiving with several processes",
-        None,
+        ("--quick", "--rounds", "1", *IN_MEMORY),
         ("--rounds", "3", *IN_MEMORY),
         share=3,
     ),
     Benchmark(
         "find",
         "Querying: C-FIND",
-        ("--quick", "--parts", "small", "--archives", "harmony,dcmqrscp", "--rounds", "1", *SLOW_QUERIES),
+        ("--quick", "--parts", "small", "--archives", "harmony", "--rounds", "1", *FEW_QUERIES),
         ("--quick", "--rounds", "3", *IN_MEMORY),
         share=4,
         quick_share=1.8,
@@ -162,6 +162,12 @@ BENCHMARKS = (
         share=4,
         quick_share=1.4,
         is_drawn=True,
+    ),
+    Benchmark(
+        "profile",
+        "Where the time of a received object goes",
+        None,
+        ("--receivers", "harmony,dcmtk-nodelay,floor", *IN_MEMORY),
     ),
     Benchmark("loops", "Event loops", None, ("--rounds", "3", *IN_MEMORY), share=3),
 )
