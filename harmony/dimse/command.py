@@ -446,8 +446,8 @@ NMessage = (
 Message = CMessage | NMessage
 
 
-_STORE_RSP_HEAD = Struct("<HHLLHHL")  # group length; header of the Affected SOP Class UID
-_STORE_RSP_MIDDLE = Struct("<HHLHHHLHHHLHHHLHHHL")  # what is between the UIDs; header of the other one
+_STORE_HEAD = Struct("<HHLLHHL")  # group length; header of the Affected SOP Class UID
+_STORE_MIDDLE = Struct("<HHLHHHLHHHLHHHLHHHL")  # what is between the UIDs; header of the other one
 
 
 def encode_store_rsp(
@@ -460,28 +460,32 @@ def encode_store_rsp(
     """
     if not affected_sop_class_uid or not affected_sop_instance_uid:
         return CStoreRSP(message_id, status, affected_sop_class_uid, affected_sop_instance_uid).encode()
-    sop_class = affected_sop_class_uid.encode("latin-1")
-    if len(sop_class) & 1:
-        sop_class += b"\0"
-    instance = affected_sop_instance_uid.encode("latin-1")
-    if len(instance) & 1:
-        instance += b"\0"
-    sop_class_size, instance_size = len(sop_class), len(instance)
     # fmt: off
-    middle = _STORE_RSP_MIDDLE.pack(
+    return _encode_plain_store(
+        affected_sop_class_uid, affected_sop_instance_uid,
         0, 0x0100, 2, 0x8001,  # the Command Field of a C-STORE-RSP
         0, 0x0120, 2, message_id,
         0, 0x0800, 2, NO_DATA_SET,
         0, 0x0900, 2, status,
-        0, 0x1000, instance_size,
     )
     # fmt: on
-    head = _STORE_RSP_HEAD.pack(0, 0, 4, 56 + sop_class_size + instance_size, 0, 0x0002, sop_class_size)
-    return head + sop_class + middle + instance
 
 
 def _encode_plain_store_rq(message_id: int, class_uid: str, instance_uid: str, priority: int) -> bytes:
     """1.1 us here, 4.5 us element by element."""
+    # fmt: off
+    return _encode_plain_store(
+        class_uid, instance_uid,
+        0, 0x0100, 2, 0x0001,  # the Command Field of a C-STORE-RQ
+        0, 0x0110, 2, message_id,
+        0, 0x0700, 2, priority,
+        0, 0x0800, 2, DATA_SET_PRESENT,
+    )
+    # fmt: on
+
+
+def _encode_plain_store(class_uid: str, instance_uid: str, *elements: int) -> bytes:
+    """elements: group, element, length and value of the four between the two UIDs."""
     sop_class = class_uid.encode("latin-1")
     if len(sop_class) & 1:
         sop_class += b"\0"
@@ -489,16 +493,8 @@ def _encode_plain_store_rq(message_id: int, class_uid: str, instance_uid: str, p
     if len(instance) & 1:
         instance += b"\0"
     sop_class_size, instance_size = len(sop_class), len(instance)
-    # fmt: off
-    middle = _STORE_RSP_MIDDLE.pack(
-        0, 0x0100, 2, 0x0001,  # the Command Field of a C-STORE-RQ
-        0, 0x0110, 2, message_id,
-        0, 0x0700, 2, priority,
-        0, 0x0800, 2, DATA_SET_PRESENT,
-        0, 0x1000, instance_size,
-    )
-    # fmt: on
-    head = _STORE_RSP_HEAD.pack(0, 0, 4, 56 + sop_class_size + instance_size, 0, 0x0002, sop_class_size)
+    middle = _STORE_MIDDLE.pack(*elements, 0, 0x1000, instance_size)
+    head = _STORE_HEAD.pack(0, 0, 4, 56 + sop_class_size + instance_size, 0, 0x0002, sop_class_size)
     return head + sop_class + middle + instance
 
 
